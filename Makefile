@@ -1,0 +1,52 @@
+# What a newcomer, a contributor or a machine runs; `make help` lists it.
+
+PYTHON ?= python3
+VENV ?= .venv
+EDITABLE ?= --editable
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+RUN := runs/demo
+PICTURES := runs/demo-pictures
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format evidence clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+# The stamp is as old as the environment: a changed pyproject.toml installs again.
+$(INSTALLED): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(EDITABLE) ".[dev]"
+	touch $@
+
+install: $(INSTALLED)  ## the environment in .venv
+
+demo: $(INSTALLED)  ## train on drawn shapes, evaluate, predict, export with its gate: under six minutes
+	$(BIN)/metamobile train emo_1m --data shapes --recipe shapes --out $(RUN) --overwrite
+	$(BIN)/metamobile eval $(RUN) --data shapes
+	$(BIN)/python -c "from metamobile.data.shapes import write_folder; write_folder('$(PICTURES)', train=1, val=1, seed=7)"
+	$(BIN)/metamobile predict $(RUN) $(PICTURES)/val
+	$(BIN)/metamobile export $(RUN) --to onnx
+	$(BIN)/metamobile predict $(RUN)/model.onnx $(PICTURES)/val
+	@echo "The report: $(CURDIR)/$(RUN)/report.html"
+
+test: $(INSTALLED)  ## all tests but the slow ones
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+check: $(INSTALLED)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)  ## put the style right
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+evidence: $(INSTALLED)  ## the slow proofs, then the commands that remake results/ (hours)
+	$(BIN)/python -m pytest -m slow
+	@echo "Each figure in results/ is remade by its recipe's own command:"
+	@grep -hE '^# *[Cc]ommand:' recipes/*.yaml || true
+
+clean:  ## remove what the demo wrote
+	rm -rf $(RUN) $(PICTURES)

@@ -1,0 +1,49 @@
+"""A network as one ONNX file: any batch size, a fixed picture size, the card in its metadata."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from metamobile.deploy.runtimes import INPUT, OUTPUT, UNVERIFIED
+from metamobile.weights.card import KEY, Card
+
+
+def export_onnx(network: nn.Module, card: Card, path: str | Path) -> None:
+    """Write `network`, as it computes in evaluation mode, for pictures of the card's size.
+
+    Input "pixels" (batch, 3, H, W) float32, preprocessed as the card says; output "logits" (batch, K).
+    Errors: ValueError where a package of the extra `onnx` is missing.
+    """
+    # Two pictures, as torch.export takes a size of one for a constant. Batch norm stays: runtimes fold it.
+    example = torch.zeros(2, 3, *card.preprocess.size)
+    try:
+        program = torch.onnx.export(
+            network.cpu().eval(),
+            (example,),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            verbose=False,
+        )
+    except ModuleNotFoundError as error:
+        raise ValueError(f'export to onnx needs {error.name}: pip install "metamobile[onnx]"') from error
+    assert program is not None  # None only from the exporter before dynamo
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # stack traces with this machine's paths, a seventh of the file
+    program.model.metadata_props[KEY] = card.to_json()
+    program.save(str(path), external_data=False)
+
+
+def mark_unverified(path: str | Path, reason: str) -> None:
+    """Say in the file's metadata that it failed its gate."""
+    import onnx
+
+    model = onnx.load(path)
+    onnx.helper.set_model_props(
+        model, {entry.key: entry.value for entry in model.metadata_props} | {UNVERIFIED: reason}
+    )
+    onnx.save(model, path)

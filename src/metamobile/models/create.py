@@ -1,0 +1,49 @@
+"""One call for every network: ours by name, and any of timm's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+from torch import nn
+
+from metamobile.errors import nearest
+from metamobile.models.emo import EMO, WindowSize
+from metamobile.models.variants import VARIANTS
+
+
+def create_model(
+    name: str,
+    *,
+    pretrained: bool = False,
+    num_classes: int = 1000,
+    window_size: WindowSize | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """A classifier, (B, 3, H, W) -> (B, num_classes).
+
+    `window_size` and `img_size` are EMO's (see `EMO`) and are an error for other networks; other arguments go to
+    timm. Errors: ValueError for an unknown name, with the nearest one, or an argument the network does not take.
+    """
+    if not timm.is_model(name):
+        raise ValueError(
+            f"no network is called {name!r}; known are {', '.join(VARIANTS)} and timm's names"
+            + nearest(name, [*VARIANTS, *timm.list_models()])
+        )
+    if window_size is not None or img_size is not None:
+        if timm.get_arch_name(name) not in VARIANTS:
+            raise ValueError(f"window_size and img_size are EMO's; {name!r} does not take them")
+        kwargs |= {"window_size": window_size if window_size is not None else 7, "img_size": img_size}
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **kwargs)
+    except TypeError as error:  # an argument that this network's constructor does not have
+        raise ValueError(f"{name}: {error}") from error
+
+
+def resolved_args(model: nn.Module) -> dict[str, Any]:
+    """JSON-able arguments that, with the name, make `create_model` build the same network again."""
+    args: dict[str, Any] = {"num_classes": getattr(model, "num_classes", None)}
+    if isinstance(model, EMO):
+        args["window_size"] = [list(w) if isinstance(w, tuple) else w for w in model.window_size]
+    return args

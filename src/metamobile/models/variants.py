@@ -1,0 +1,78 @@
+"""The published networks, one row each. Reads without torch, so that listing them is instant.
+
+Each row holds the four stages after the stem (the papers' stages 1 to 4, strides 4, 8, 16, 32).
+
+Sources. Depths, dims, expansion ratios, head dims, drop path: official configuration of EMO (arXiv 2301.01146).
+Parameters: exact count of that network with 1,000 classes. `flops`: the authors' training logs at 224 px,
+counted as their tool counts (one per multiply-add, two per element in batch norm, five in layer norm).
+`top1`: the README of the official release, test of the published weights on ImageNet-1K at 224 px.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Configuration and published figures of one network.
+
+    `head_dims` are channels a head, `drop_path` the rate of the last block, `flops` in millions
+    by the papers' counting rule, `top1` in percent.
+    """
+
+    depths: tuple[int, int, int, int]
+    dims: tuple[int, int, int, int]
+    expand_ratios: tuple[float, float, float, float]
+    head_dims: tuple[int, int, int, int]
+    drop_path: float
+    parameters: int
+    flops: float
+    top1: float
+    stem_dim: int = 24
+    kernels: tuple[int, int, int, int] = (3, 3, 5, 5)
+    attention: tuple[bool, bool, bool, bool] = (False, False, True, True)
+
+
+VARIANTS: dict[str, Variant] = {
+    "emo_1m": Variant(
+        depths=(2, 2, 8, 3),
+        dims=(32, 48, 80, 168),
+        expand_ratios=(2.0, 2.5, 3.0, 3.5),
+        head_dims=(16, 16, 20, 21),
+        drop_path=0.04036,
+        parameters=1_361_168,
+        flops=260.844,
+        top1=71.498,
+    ),
+    "emo_2m": Variant(
+        depths=(3, 3, 9, 3),
+        dims=(32, 48, 120, 200),
+        expand_ratios=(2.0, 2.5, 3.0, 3.5),
+        head_dims=(16, 16, 20, 20),
+        drop_path=0.05,
+        parameters=2_377_472,
+        flops=439.363,
+        top1=75.134,
+    ),
+    "emo_5m": Variant(
+        depths=(3, 3, 9, 3),
+        dims=(48, 72, 160, 288),
+        expand_ratios=(2.0, 3.0, 4.0, 4.0),
+        head_dims=(24, 24, 32, 32),
+        drop_path=0.05,
+        parameters=5_108_848,
+        flops=902.584,
+        top1=78.422,
+    ),
+    "emo_6m": Variant(
+        depths=(3, 3, 9, 3),
+        dims=(48, 72, 160, 320),
+        expand_ratios=(2.0, 3.0, 4.0, 5.0),
+        head_dims=(16, 24, 20, 32),
+        drop_path=0.05,
+        parameters=6_168_496,
+        flops=960.753,
+        top1=78.988,
+    ),
+}

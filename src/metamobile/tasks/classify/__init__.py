@@ -1,0 +1,1 @@
+"""Classification: results (what is answered; no torch), task (what is trained)."""

@@ -1,0 +1,62 @@
+"""From what a user calls a model to a file. Without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from metamobile.errors import nearest
+
+SHIPPED: dict[str, Path] = {
+    "emo_1m.imagenette": Path(__file__).parent / "shipped" / "emo_1m.imagenette.safetensors",
+}
+WEIGHTS = "model.safetensors"  # in a run folder
+SUFFIXES = (".safetensors", ".onnx")
+
+
+def find_model(name: str | Path, others: Iterable[str] = ()) -> Path:
+    """The file behind a run folder, a weights or exported file, or the name of shipped weights.
+
+    Errors: ValueError that says what was found in its place, with the nearest name, of `others` too.
+    """
+    if str(name) in SHIPPED:
+        shipped = SHIPPED[str(name)]
+        if not shipped.is_file():
+            raise ValueError(
+                f"{name}: its weights are missing from this installation (expected at {shipped})"
+            )
+        return shipped
+    path = Path(name)
+    if path.is_dir():
+        return _in_folder(path)
+    if not path.exists():
+        known = [*SHIPPED, *_beside(path), *others]
+        raise ValueError(
+            f"no model {str(name)!r}; expected a run folder, a file ({', '.join(SUFFIXES)}) "
+            f"or shipped weights ({', '.join(SHIPPED)}){nearest(str(name), known)}"
+        )
+    if path.suffix not in SUFFIXES:
+        raise ValueError(
+            f"{path}: not a model file; expected {' or '.join(SUFFIXES)}, or a run folder, "
+            f"but its suffix is {path.suffix or 'missing'}"
+        )
+    return path
+
+
+def _in_folder(folder: Path) -> Path:
+    weights = folder / WEIGHTS
+    if weights.is_file():
+        return weights
+    if (folder / "metrics.jsonl").is_file():
+        raise ValueError(
+            f"{folder}: this run has no {WEIGHTS} yet, so no epoch was finished; "
+            f"`metamobile train --resume {folder}` goes on"
+        )
+    exported = sorted(folder.glob("*.onnx"))
+    hint = f"; it holds {exported[0].name}, which can be given itself" if exported else ""
+    raise ValueError(f"{folder}: not a run folder, as it holds no {WEIGHTS}{hint}")
+
+
+def _beside(path: Path) -> list[str]:
+    """Paths in the same folder, written as the user wrote theirs."""
+    return [str(path.parent / other.name) for other in path.parent.glob("*")]

@@ -1,0 +1,397 @@
+"""The command `metamobile`: a verb reads its arguments, calls the function of its name, prints the answer.
+
+This module lies outside the package and imports neither torch nor rich at its top, so that `--help` answers
+at once; a verb imports what it needs. Results go to stdout (tables on a terminal, tab-separated lines in a
+pipe), progress and remarks to stderr.
+
+Exit codes: 0 done; 1 done, but a picture, a file or a gate failed; 2 not done, and one line on stderr says
+why (METAMOBILE_DEBUG=1 shows the traceback); 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer import Argument, Option
+
+if TYPE_CHECKING:
+    from metamobile.deploy.gate import GateResult
+    from metamobile.tasks.classify.results import Classification
+
+DEFAULT_MODEL = "emo_1m.imagenette"
+
+app = typer.Typer(
+    help="Train, measure, use and export small, accurate vision models (EMO).",
+    epilog="A model is a run folder, a .safetensors file, an exported file, or the name of shipped weights.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+MODEL = Argument(metavar="MODEL", help="Run folder, model file, exported file or shipped name.")
+DATA = Option(metavar="FOLDER", help="Pictures in class folders; or: shapes.")
+SIZE = Option(metavar="PX", help="Input size in pixels: 128, or 96,160 (height,width).")
+BATCH_SIZE = Option(metavar="N", min=1, help="Pictures at a time.")
+WORKERS = Option(metavar="N", min=0, help="Readers of pictures beside the network; 0: none.")
+DEVICE = Option(metavar="NAME", help="Where to compute: auto, cpu, cuda, cuda:1, mps.")
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"metamobile {version('metamobile')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def metamobile(
+    version: Annotated[
+        bool, Option("--version", callback=show_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def models(
+    pattern: Annotated[
+        str, Argument(metavar="PATTERN", help="Only names that match, such as 'emo_*m'.")
+    ] = "*",
+) -> None:
+    """List the networks with their published figures, and the weights that ship with this package."""
+    from fnmatch import fnmatch
+
+    from metamobile.errors import nearest
+    from metamobile.models.variants import VARIANTS
+    from metamobile.weights.card import read_card
+    from metamobile.weights.find import SHIPPED
+
+    chosen = {name: variant for name, variant in VARIANTS.items() if fnmatch(name, pattern)}
+    weights = {name: read_card(path) for name, path in SHIPPED.items() if path.is_file()}
+    weights = {
+        name: card for name, card in weights.items() if fnmatch(name, pattern) or card.variant in chosen
+    }
+    if not chosen and not weights:
+        known = [*VARIANTS, *SHIPPED]
+        raise ValueError(
+            f"no model matches {pattern!r}; known are {', '.join(known)}{nearest(pattern, known)}"
+        )
+    if chosen:
+        print_table(
+            "Networks, with the papers' figures",
+            ["name", ">parameters", ">MFLOPs at 224 px", ">ImageNet top-1 %", "weights here"],
+            [
+                [
+                    name,
+                    f"{variant.parameters:,}",
+                    f"{variant.flops:.0f}",
+                    f"{variant.top1:.1f}",
+                    ", ".join(key for key, card in weights.items() if card.variant == name) or "-",
+                ]
+                for name, variant in chosen.items()
+            ],
+        )
+    if weights:
+        print_table(
+            "Weights that ship with this package, with our figures",
+            ["name", ">classes", ">pixels", ">top-1 %", "about"],
+            [
+                [
+                    name,
+                    f"{len(card.classes)}",
+                    "x".join(map(str, card.preprocess.size)),
+                    f"{card.metrics['top1']:.1f}",
+                    card.notes,
+                ]
+                for name, card in weights.items()
+            ],
+        )
+
+
+@app.command()
+def check(
+    data: Annotated[str, Argument(metavar="DATA", help="Folder with a folder for each class.")],
+    workers: Annotated[int, WORKERS] = 0,
+) -> None:
+    """Read every picture of a data set and name each bad file. Exit code 1 if there is one."""
+    from metamobile.data.inspect import inspect_folder
+
+    inspection = inspect_folder(data, workers=workers)
+    print(inspection.summary())
+    if inspection.problems:
+        rows = [[problem.kind, str(problem.path), problem.detail] for problem in inspection.problems]
+        print_table("", ["problem", "file", "detail"], rows)
+    raise typer.Exit(0 if inspection.ok else 1)
+
+
+@app.command()
+def train(
+    name: Annotated[str | None, Argument(metavar="NAME", help="Network, such as emo_1m.")] = None,
+    data: Annotated[str | None, DATA] = None,
+    recipe: Annotated[str | None, Option(metavar="NAME|FILE", help="Recipe to start from.")] = None,
+    out: Annotated[Path | None, Option(metavar="RUN", help="Run folder to write.")] = None,
+    epochs: Annotated[int | None, Option(metavar="N", min=1, help="Times through the data.")] = None,
+    size: Annotated[str | None, SIZE] = None,
+    settings: Annotated[
+        list[str] | None,
+        Option("--set", metavar="KEY=VALUE", help="Any setting of the recipe: optim.lr=1e-3."),
+    ] = None,
+    resume: Annotated[
+        Path | None, Option(metavar="RUN", help="Go on with this run where it stopped.")
+    ] = None,
+    batch_size: Annotated[int | None, BATCH_SIZE] = None,
+    workers: Annotated[int | None, WORKERS] = None,
+    device: Annotated[str | None, DEVICE] = None,
+    drop_bad: Annotated[
+        bool, Option("--drop-bad", help="Leave out files that `check` names; list them.")
+    ] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace the run folder if it is there.")] = False,
+) -> None:
+    """Train a network on a folder of pictures; writes a run folder with the model and a report."""
+    pixels = parse_size(size)
+    from metamobile.training.train import train
+
+    run = train(
+        name,
+        data,
+        recipe=recipe,
+        out=out,
+        epochs=epochs,
+        size=pixels,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        set=split_settings(settings or []),
+        resume=resume,
+        overwrite=overwrite,
+        drop_bad=drop_bad,
+    )
+    print(f"run     {run.folder}")
+    print(f"report  {run.folder / 'report.html'}")
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, MODEL],
+    data: Annotated[str, DATA],
+    json: Annotated[Path | None, Option(metavar="FILE", help="Write all figures as JSON.")] = None,
+    batch_size: Annotated[int, BATCH_SIZE] = 64,
+    workers: Annotated[int, WORKERS] = 0,
+    device: Annotated[str, DEVICE] = "auto",
+) -> None:
+    """Measure a model on a folder of pictures: top-1, top-5, loss, and each class."""
+    from metamobile.inference.evaluate import evaluate
+
+    figures = evaluate(model, data, json=json, batch_size=batch_size, device=device, workers=workers)
+    per_class = figures["per_class"]
+    headline = f"top-1 {figures['top1']:.2f} %   top-5 {figures['top5']:.2f} %   loss {figures['loss']:.4f}"
+    print(f"{headline}   {figures['pictures']:,} pictures")
+    print_table(
+        "Classes, lowest recall first",
+        ["class", ">pictures", ">recall %", ">precision %", ">F1 %"],
+        [
+            [
+                name,
+                f"{entry['support']:,}",
+                *(f"{100 * entry[key]:.1f}" for key in ("recall", "precision", "f1")),
+            ]
+            for name, entry in sorted(per_class.items(), key=lambda item: item[1]["recall"])
+        ],
+    )
+
+
+@app.command()
+def predict(
+    model: Annotated[str, Argument(metavar="MODEL", help=f"As for eval; left out, {DEFAULT_MODEL} answers.")],
+    pictures: Annotated[
+        list[str] | None,
+        Argument(metavar="PICTURES", help="Files, folders, globs, or - for paths from stdin, one a line."),
+    ] = None,
+    out: Annotated[Path | None, Option(metavar="DIR", help="Write annotated pictures here.")] = None,
+    json: Annotated[Path | None, Option(metavar="FILE", help="Write the answers as JSON.")] = None,
+    csv: Annotated[Path | None, Option(metavar="FILE", help="Write the answers as CSV.")] = None,
+    top: Annotated[int, Option(metavar="N", min=1, help="Answers a picture.")] = 5,
+    batch_size: Annotated[int, BATCH_SIZE] = 32,
+    device: Annotated[str, DEVICE] = "auto",
+) -> None:
+    """Name pictures. A broken one is named and passed over; the exit code is then 1."""
+    model, pictures = split_model(model, pictures or [])
+    from metamobile.inference.predict import predict
+
+    predictions = predict(
+        model, pictures, out=out, json=json, csv=csv, top=top, batch_size=batch_size, device=device
+    )
+    print_answers(predictions.results)
+    for failure in predictions.failures:
+        complain(str(failure))
+    for path in (out, json, csv):
+        if path:
+            remark(f"wrote {path}")
+    raise typer.Exit(1 if predictions.failures else 0)
+
+
+@app.command()
+def export(
+    model: Annotated[str, MODEL],
+    to: Annotated[list[str], Option(metavar="RUNTIME", help="onnx; several by commas or repeated.")],
+    out: Annotated[
+        Path | None, Option(metavar="DIR", help="Folder for the files; else the run folder.")
+    ] = None,
+    verify: Annotated[
+        str | None, Option(metavar="FOLDER", help="Pictures for the gate; else the run's own, else shapes.")
+    ] = None,
+    size: Annotated[str | None, SIZE] = None,
+    keep: Annotated[bool, Option("--keep", help="Keep a file that failed its gate.")] = False,
+) -> None:
+    """Write files for other runtimes, each compared with PyTorch on pictures. Exit code 1 if one differs."""
+    pixels = parse_size(size)
+    from metamobile.deploy.export import export
+
+    gates = export(model, to=split_commas(to), out=out, verify=verify, keep=keep, size=pixels)
+    for gate in gates:
+        print_gate(gate)
+    raise typer.Exit(0 if all(gate.passed for gate in gates) else 1)
+
+
+def split_commas(values: Sequence[str]) -> list[str]:
+    """["onnx,openvino", "ncnn"] -> three names."""
+    return [part.strip() for value in values for part in value.split(",") if part.strip()]
+
+
+def split_settings(values: Sequence[str]) -> list[str]:
+    """["a.b=1,c.d=2"] -> two settings. A comma splits only before the next `key=`: lists stay whole."""
+    return [part for value in values for part in re.split(r",(?=\s*[A-Za-z_][\w.]*=)", value)]
+
+
+def parse_size(text: str | None) -> int | list[int] | None:
+    """ "128" -> 128; "96,160" or "96x160" -> [96, 160] (height, width)."""
+    if text is None:
+        return None
+    parts = text.replace("x", ",").split(",")
+    if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
+        raise ValueError(f"--size {text!r}: expected pixels such as 128, or height,width such as 96,160")
+    sides = [int(part) for part in parts]
+    return sides[0] if len(sides) == 1 else sides
+
+
+def split_model(model: str, pictures: list[str]) -> tuple[str, list[str]]:
+    """`predict`'s words told apart. Where the first is a picture, the shipped model answers and is named."""
+    from metamobile.data.pictures import PICTURE_SUFFIXES
+
+    path = Path(model)
+    is_run = (path / "metrics.jsonl").is_file() or (path / "model.safetensors").is_file()
+    is_picture = (
+        model == "-"
+        or path.suffix.lower() in PICTURE_SUFFIXES
+        or any(sign in model for sign in "*?[")
+        or (path.is_dir() and not is_run)
+    )
+    if is_picture:
+        remark(f"no model given, so {DEFAULT_MODEL} answers: it knows ten classes (`metamobile models`)")
+        return DEFAULT_MODEL, [model, *pictures]
+    if not pictures:
+        raise ValueError(
+            f"no picture given to {model}; expected files, folders, globs, or - for paths from stdin"
+        )
+    return model, pictures
+
+
+def print_gate(gate: GateResult) -> None:
+    """What was compared, the differences for each batch size, and the verdict."""
+    print(f"{gate.runtime} against PyTorch on {gate.pictures} pictures: {gate.source}")
+    print_table(
+        "",
+        [">batch", ">largest difference", ">mean difference", ">same top-1"],
+        [
+            [
+                f"{row.batch_size}",
+                f"{row.max_diff:.2e}",
+                f"{row.mean_diff:.2e}",
+                f"{100 * row.top1_agreement:.1f} %",
+            ]
+            for row in gate.rows
+        ],
+    )
+    if gate.passed:
+        size = gate.path.stat().st_size / 1e6
+        typer.secho(f"PASS  {gate.path}, {size:.1f} MB", fg="green")
+    else:
+        typer.secho(f"FAIL  {gate.path}{' kept' if gate.path.exists() else ' not written'}", fg="red")
+
+
+def print_answers(results: Sequence[Classification]) -> None:
+    """One line a picture: the best label with its score, then the others that reach one percent."""
+    rows = []
+    for result in results:
+        scores = [f"{100 * score:.1f} %" for score in result.scores]
+        best = f"{bar(result.scores[0])} {scores[0]:>7}" if sys.stdout.isatty() else scores[0]
+        ranks = [rank for rank, score in enumerate(result.scores) if rank and score >= 0.01]
+        others = ", ".join(f"{result.labels[rank]} {scores[rank]}" for rank in ranks)
+        rows.append([result.picture, result.labels[0], best, others])
+    if rows:
+        print_table("", ["picture", "label", ">score", "then"], rows)
+
+
+def bar(share: float, width: int = 10) -> str:
+    """A share from 0 to 1 as a bar of `width` characters, in eighths of one."""
+    eighths = round(share * width * 8)
+    return ("█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8]).ljust(width)[:width]
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on a terminal, tab-separated lines in a pipe. ">" before a name aligns its column right."""
+    names = [column.lstrip(">") for column in columns]
+    if not sys.stdout.isatty():
+        for row in [names, *rows]:
+            print("\t".join(row))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for name, column in zip(names, columns, strict=True):
+        table.add_column(name, justify="right" if column.startswith(">") else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)
+
+
+def remark(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def complain(text: str) -> None:
+    """One line on stderr that begins with "error:", in red on a terminal."""
+    typer.secho(f"error: {text}", fg="red", err=True)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Carry out one command line; returns its exit code. What the user can mend is one line, no traceback."""
+    try:
+        code = app(list(arguments) or ["--help"], prog_name="metamobile", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context else "metamobile"
+        complain(f"{error.format_message().rstrip('.')}; see `{where} --help`")
+    except (ValueError, OSError) as error:
+        if os.environ.get("METAMOBILE_DEBUG"):
+            raise
+        complain(str(error))
+    return 2
+
+
+def main() -> None:
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

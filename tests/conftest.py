@@ -1,0 +1,24 @@
+"""What tests share: where the real data lies, one thread, fixed seeds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(os.environ.get("METAMOBILE_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with reference outputs and real pictures; a test that needs it skips without it."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the reference data at {SHARED} (set METAMOBILE_SHARED)")
+    return SHARED
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
