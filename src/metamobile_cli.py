@@ -38,7 +38,7 @@ DATA = Option(metavar="FOLDER", help="Pictures in class folders; or: shapes.")
 SIZE = Option(metavar="PX", help="Input size in pixels: 128, or 96,160 (height,width).")
 BATCH_SIZE = Option(metavar="N", min=1, help="Pictures at a time.")
 WORKERS = Option(metavar="N", min=0, help="Readers of pictures beside the network; 0: none.")
-DEVICE = Option(metavar="NAME", help="Where to compute: auto, cpu, cuda, cuda:1, mps.")
+DEVICE = Option(metavar="NAME", help="Where to compute: auto, cpu, cuda or mps.")
 
 
 def show_version(wanted: bool) -> None:
@@ -82,36 +82,24 @@ def models(
         raise ValueError(
             f"no model matches {pattern!r}; known are {', '.join(known)}{nearest(pattern, known)}"
         )
-    if chosen:
-        print_table(
-            "Networks, with the papers' figures",
-            ["name", ">parameters", ">MFLOPs at 224 px", ">ImageNet top-1 %", "weights here"],
-            [
-                [
-                    name,
-                    f"{variant.parameters:,}",
-                    f"{variant.flops:.0f}",
-                    f"{variant.top1:.1f}",
-                    ", ".join(key for key, card in weights.items() if card.variant == name) or "-",
-                ]
-                for name, variant in chosen.items()
-            ],
-        )
-    if weights:
-        print_table(
-            "Weights that ship with this package, with our figures",
-            ["name", ">classes", ">pixels", ">top-1 %", "about"],
-            [
-                [
-                    name,
-                    f"{len(card.classes)}",
-                    "x".join(map(str, card.preprocess.size)),
-                    f"{card.metrics['top1']:.1f}",
-                    card.notes,
-                ]
-                for name, card in weights.items()
-            ],
-        )
+    here = {name: ", ".join(key for key, card in weights.items() if card.variant == name) for name in chosen}
+    print_table(
+        "Networks, with the papers' figures",
+        ["name", ">parameters", ">MFLOPs at 224 px", ">ImageNet top-1 %", "weights here"],
+        [
+            [name, f"{row.parameters:,}", f"{row.flops:.0f}", f"{row.top1:.1f}", here[name] or "-"]
+            for name, row in chosen.items()
+        ],
+    )
+    print_table(
+        "Weights that ship with this package, with our figures",
+        ["name", ">classes", ">pixels", ">top-1 %", "about"],
+        [
+            [name, f"{len(card.classes)}", "x".join(map(str, card.preprocess.size)),
+             f"{card.metrics['top1']:.1f}", card.notes]
+            for name, card in weights.items()
+        ],
+    )  # fmt: skip
 
 
 @app.command()
@@ -124,9 +112,8 @@ def check(
 
     inspection = inspect_folder(data, workers=workers)
     print(inspection.summary())
-    if inspection.problems:
-        rows = [[problem.kind, str(problem.path), problem.detail] for problem in inspection.problems]
-        print_table("", ["problem", "file", "detail"], rows)
+    rows = [[problem.kind, str(problem.path), problem.detail] for problem in inspection.problems]
+    print_table("", ["problem", "file", "detail"], rows)
     raise typer.Exit(0 if inspection.ok else 1)
 
 
@@ -155,23 +142,27 @@ def train(
 ) -> None:
     """Train a network on a folder of pictures; writes a run folder with the model and a report."""
     pixels = parse_size(size)
+    from metamobile.training.loop import Interrupted
     from metamobile.training.train import train
 
-    run = train(
-        name,
-        data,
-        recipe=recipe,
-        out=out,
-        epochs=epochs,
-        size=pixels,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        set=split_settings(settings or []),
-        resume=resume,
-        overwrite=overwrite,
-        drop_bad=drop_bad,
-    )
+    try:
+        run = train(
+            name,
+            data,
+            recipe=recipe,
+            out=out,
+            epochs=epochs,
+            size=pixels,
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
+            set=split_settings(settings or []),
+            resume=resume,
+            overwrite=overwrite,
+            drop_bad=drop_bad,
+        )
+    except Interrupted as stop:  # the loop has said how to go on
+        raise typer.Exit(130) from stop
     print(f"run     {run.folder}")
     print(f"report  {run.folder / 'report.html'}")
 
@@ -334,8 +325,7 @@ def print_answers(results: Sequence[Classification]) -> None:
         ranks = [rank for rank, score in enumerate(result.scores) if rank and score >= 0.01]
         others = ", ".join(f"{result.labels[rank]} {scores[rank]}" for rank in ranks)
         rows.append([result.picture, result.labels[0], best, others])
-    if rows:
-        print_table("", ["picture", "label", ">score", "then"], rows)
+    print_table("", ["picture", "label", ">score", "then"], rows)
 
 
 def bar(share: float, width: int = 10) -> str:
@@ -346,6 +336,8 @@ def bar(share: float, width: int = 10) -> str:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on a terminal, tab-separated lines in a pipe. ">" before a name aligns its column right."""
+    if not rows:
+        return
     names = [column.lstrip(">") for column in columns]
     if not sys.stdout.isatty():
         for row in [names, *rows]:

@@ -14,6 +14,7 @@ import pytest
 
 import metamobile_cli
 from metamobile.deploy.gate import GateResult, GateRow
+from metamobile.training.loop import Interrupted
 from metamobile_cli import parse_size, run, split_commas, split_settings
 
 VERBS = ["models", "check", "train", "eval", "predict", "export"]
@@ -138,9 +139,10 @@ def test_train_hands_on_what_was_given(
     assert "runs/pets/report.html" in capsys.readouterr().out
 
 
-def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stop", [Interrupted("stopped in epoch 3"), KeyboardInterrupt()])
+def test_ctrl_c_is_130(stop: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     def train(*_, **__) -> None:
-        raise KeyboardInterrupt
+        raise stop
 
     stand_in(monkeypatch, "metamobile.training.train", train=train)
     assert run(["train", "emo_1m"]) == 130
@@ -203,10 +205,9 @@ def test_export_ends_with_the_gate(
         problems = [] if passed else ["batch 1: logits differ"]
         file = tmp_path / "model.onnx"
         file.write_bytes(b"x" * 5_100_000)
-        return [
-            GateResult(file, name, 64, "drawn shapes", 1e-5, 1e-6, 9.0, 1.0, rows, problems)
-            for name in rest["to"]
-        ]
+        about = {"pictures": 64, "source": "drawn shapes", "rows": rows, "problems": problems}
+        figures = {"max_diff": 1e-5, "mean_diff": 1e-6, "scale": 9.0, "spread": 9.0, "top1_agreement": 1.0}
+        return [GateResult(path=file, runtime=name, **about, **figures) for name in rest["to"]]
 
     stand_in(monkeypatch, "metamobile.deploy.export", export=export)
     assert run(["export", "runs/pets", "--to", "onnx,openvino", "--to", "ncnn"]) == code

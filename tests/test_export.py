@@ -12,7 +12,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from small_model import make_card, make_network, make_run, write_pictures
 from torch import nn
 
 import metamobile.deploy.export as export_module
@@ -21,6 +20,7 @@ from metamobile.deploy.gate import PICTURES, compare, pick_pictures
 from metamobile.deploy.onnx import export_onnx
 from metamobile.deploy.runtimes import KEY, UNVERIFIED, OnnxRuntime, TorchRuntime
 from metamobile.weights.card import Card
+from small_model import make_card, make_network, make_run, write_pictures
 
 
 @pytest.fixture(scope="module")

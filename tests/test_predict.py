@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_model import CLASSES, make_card, make_network, make_run, write_pictures
 from torchmetrics.classification import MulticlassAccuracy
 
+from metamobile.data.folder import open_folder
 from metamobile.data.pictures import read_picture
 from metamobile.data.preprocess import preprocess
 from metamobile.deploy.onnx import export_onnx
 from metamobile.errors import DataError, PictureError
-from metamobile.inference.evaluate import evaluate
+from metamobile.inference.evaluate import evaluate, held_out
 from metamobile.inference.model import load
 from metamobile.inference.predict import predict
+from small_model import CLASSES, make_card, make_network, make_run, write_pictures
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def test_files_folders_globs_and_stdin(run: Path, pictures: Path, monkeypatch) -
     assert len(predict(run, [str(one), str(pictures / "b" / "*.png")]).results) == 3
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{one}\n{pictures / 'a' / '002.png'}\n"))
     assert len(predict(run, ["-"]).results) == 2
-    with pytest.raises(ValueError, match="no pictures in nothing"):
+    with pytest.raises(ValueError, match="no picture was given"):
         predict(run, [])
 
 
@@ -176,7 +177,17 @@ def test_evaluate_never_measures_on_pictures_that_were_trained_on(tmp_path: Path
     trained_here = make_run(tmp_path / "run", data=str(tmp_path / "data"))
     elsewhere = make_run(tmp_path / "other", data=str(tmp_path / "other-data"))
     assert evaluate(trained_here, tmp_path / "data")["pictures"] == 6
-    assert evaluate(elsewhere, tmp_path / "data")["pictures"] == 24
+    broken = break_picture(tmp_path / "data" / "ants" / "003.png")
+    without = open_folder(tmp_path / "data", val_fraction=0.25, seed=0, exclude=[broken])
+    card = make_card(make_network(), data=str(tmp_path / "data"), drop_bad=True)
+    assert held_out(card, tmp_path / "data") == without.val
+    (tmp_path / "data" / "wasps").mkdir()
+    write_pictures(tmp_path / "data" / "wasps", 3)
+    with pytest.raises(DataError, match="its classes are no longer those of the model"):
+        evaluate(trained_here, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "wasps")
+    broken.unlink()
+    assert evaluate(elsewhere, tmp_path / "data")["pictures"] == 23
 
 
 def test_evaluate_stops_at_a_broken_picture(run: Path, dataset: Path) -> None:

@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 
 import pytest
-from fake_run import make_run
 
+from fake_run import make_run
 from metamobile.report import write_report
 from metamobile.report.charts import Line, line_chart, thin, ticks
 from metamobile.report.evaluation import class_rows, matrix_view

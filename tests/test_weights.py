@@ -68,6 +68,11 @@ def test_weights_come_back(weights: Path, state) -> None:
         torch.testing.assert_close(loaded[name], state[name], rtol=0, atol=0)
 
 
+def test_others_may_read_what_the_user_lets_them(weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    assert weights.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_half_precision_keeps_vectors_whole(tmp_path: Path, weights: Path, state) -> None:
     path = tmp_path / "half.safetensors"
     save_weights(path, state, make_card(), half=True)
@@ -111,11 +116,13 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, state) -> None:
 def test_a_failed_write_leaves_the_old_file(weights: Path, state, monkeypatch) -> None:
     before = weights.read_bytes()
 
-    def stop(*args, **kwargs):
-        Path(args[1]).write_bytes(b"half")
+    write = Path.write_bytes
+
+    def stop(path: Path, content: bytes) -> None:
+        write(path, content[:100])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("metamobile.weights.file.save_file", stop)
+    monkeypatch.setattr(Path, "write_bytes", stop)
     with pytest.raises(KeyboardInterrupt):
         save_weights(weights, state, make_card(notes="new"))
     assert weights.read_bytes() == before
@@ -222,8 +229,10 @@ def test_load_network_names_what_is_wrong(tmp_path: Path, weights: Path) -> None
 def test_networks_without_weights_are_named() -> None:
     with pytest.raises(ValueError, match=r"emo_1m is a network without weights.*emo_1m.imagenette"):
         load_network("emo_1m")
-    with pytest.raises(ValueError, match="timm has no weights of the name 'resnet18.nonesuch'"):
-        load_network("resnet18.nonesuch")
+    with pytest.raises(ValueError, match="no model 'emo_1m.imagenete'.*did you mean 'emo_1m.imagenette'"):
+        load_network("emo_1m.imagenete")
+    with pytest.raises(ValueError, match="did you mean 'resnet18.a1_in1k'"):
+        load_network("resnet18.a1_in1")
     with pytest.raises(ValueError, match="these weights have no classifier"):
         load_network("vit_small_patch14_dinov2.lvd142m")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -108,5 +107,5 @@ def at_size(card: Card, size: int | Sequence[int]) -> Card:
     old = card.preprocess
     resize = old.resize
     if resize is not None:
-        resize = math.floor(resize * min(height, width) / min(old.size))
+        resize = round(resize * max(height, width) / max(old.size))
     return replace(card, preprocess=replace(old, size=(height, width), resize=resize))

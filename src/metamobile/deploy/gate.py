@@ -39,7 +39,8 @@ class GateRow:
 
 @dataclass
 class GateResult:
-    """What the gate saw. `relative` is `max_diff` over the largest absolute reference logit, `scale`.
+    """What the gate saw. `relative` is `max_diff` over the largest absolute reference logit, `scale`;
+    `spread` is how far a reference logit lies at most from its mean over the pictures.
 
     `path` is the file, or where it would be had it passed; `problems` say why it did not.
     """
@@ -51,6 +52,7 @@ class GateResult:
     max_diff: float
     mean_diff: float
     scale: float
+    spread: float
     top1_agreement: float
     rows: list[GateRow] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -92,6 +94,11 @@ def compare(
         raise ValueError(
             f"the network itself answers {scale} on pictures from {source}; nothing to compare with"
         )
+    spread = float(np.abs(expected - expected.mean(axis=0)).max())
+    if len(pictures) > 1 and spread < 0.01 * scale:
+        logging.getLogger(__name__).warning(
+            "the network answers nearly the same for every picture, the gate can find little; is it trained?"
+        )
 
     rows, problems = [], []
     for size in batch_sizes:
@@ -124,6 +131,7 @@ def compare(
         max_diff=max(row.max_diff for row in rows),
         mean_diff=max(row.mean_diff for row in rows),
         scale=scale,
+        spread=spread,
         top1_agreement=min(row.top1_agreement for row in rows),
         rows=rows,
         problems=problems,
@@ -163,15 +171,15 @@ def pick_pictures(card: Card, verify: str | Path | None = None) -> tuple[list[Pa
     """
     where = verify if verify is not None else card.recipe.get("data", {}).get("path")
     if where == "shapes":
-        return _spread(find_pictures([str(shapes_folder())])), "shapes, the model's own data"
+        return _spread(find_pictures([shapes_folder()])), "shapes, the model's own data"
     if where is None or (verify is None and not Path(where).exists()):
         gone = f": the model's own, at {where}, are not here" if where else ""
         logging.getLogger(__name__).warning("the gate has no real pictures%s; it takes drawn shapes", gone)
-        return _spread(find_pictures([str(shapes_folder())])), "drawn shapes"
-    found = _spread(find_pictures([str(where)]))
+        return _spread(find_pictures([shapes_folder()])), "drawn shapes"
+    found = _spread(find_pictures([where]))
     if len(found) == PICTURES:
         return found, str(where)
-    drawn = _spread(find_pictures([str(shapes_folder())]))[: PICTURES - len(found)]
+    drawn = _spread(find_pictures([shapes_folder()]))[: PICTURES - len(found)]
     return found + drawn, f"{where} ({len(found)}) and drawn shapes ({len(drawn)})"
 
 

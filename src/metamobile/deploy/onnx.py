@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -17,20 +18,22 @@ def export_onnx(network: nn.Module, card: Card, path: str | Path) -> None:
     Input "pixels" (batch, 3, H, W) float32, preprocessed as the card says; output "logits" (batch, K).
     Errors: ValueError where a package of the extra `onnx` is missing.
     """
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            import_module(package)
+        except ModuleNotFoundError as error:
+            raise ValueError(f'export to onnx needs {package}: pip install "metamobile[onnx]"') from error
     # Two pictures, as torch.export takes a size of one for a constant. Batch norm stays: runtimes fold it.
     example = torch.zeros(2, 3, *card.preprocess.size)
-    try:
-        program = torch.onnx.export(
-            network.cpu().eval(),
-            (example,),
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            dynamo=True,
-            verbose=False,
-        )
-    except ModuleNotFoundError as error:
-        raise ValueError(f'export to onnx needs {error.name}: pip install "metamobile[onnx]"') from error
+    program = torch.onnx.export(
+        network.cpu().eval(),
+        (example,),
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        dynamo=True,
+        verbose=False,
+    )
     assert program is not None  # None only from the exporter before dynamo
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces with this machine's paths, a seventh of the file

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from metamobile.data.folder import Sample, eval_samples, open_folder
+from metamobile.data.inspect import inspect_folder
 from metamobile.errors import DataError
 from metamobile.files import write_text
 from metamobile.inference.model import Model, load
@@ -50,6 +51,12 @@ def evaluate(
 def held_out(card: Card, data: str | Path) -> list[Sample]:
     """The samples to measure on: never those that the model was trained on, where its recipe tells."""
     recipe = card.recipe.get("data", {})
-    if "path" in recipe and Path(recipe["path"]).resolve() == Path(data).resolve():
-        return open_folder(data, val_fraction=recipe["val_fraction"], seed=recipe["seed"]).val
-    return eval_samples(data, card.classes)
+    if "path" not in recipe or Path(recipe["path"]).resolve() != Path(data).resolve():
+        return eval_samples(data, card.classes)
+    dropped = inspect_folder(data).files_to_drop() if recipe["drop_bad"] else ()
+    folder = open_folder(data, val_fraction=recipe["val_fraction"], seed=recipe["seed"], exclude=dropped)
+    if folder.classes != card.classes:
+        raise DataError(
+            f"{data}: its classes are no longer those of the model, which are {', '.join(card.classes)}"
+        )
+    return folder.val

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from metamobile.data.pictures import read_picture
+from metamobile.data.pictures import read_picture, to_rgb
 from metamobile.data.preprocess import preprocess
 from metamobile.deploy.runtimes import Runtime, TorchRuntime, open_runtime
 from metamobile.tasks.classify.results import Classification, decode
@@ -53,8 +53,8 @@ class Model:
         if not given:
             return []
         names = [f"picture {i}" if isinstance(p, Image.Image) else str(p) for i, p in enumerate(given)]
-        opened = (p if isinstance(p, Image.Image) else read_picture(p) for p in given)
-        batch = np.stack([preprocess(p.convert("RGB"), self.card.preprocess) for p in opened])
+        opened = (to_rgb(p) if isinstance(p, Image.Image) else read_picture(p) for p in given)
+        batch = np.stack([preprocess(p, self.card.preprocess) for p in opened])
         return decode(self.runtime.run(batch), self.card, names, top)
 
 

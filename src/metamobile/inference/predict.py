@@ -65,9 +65,7 @@ def predict(
     `json`, and one row a picture into `csv`. Errors: ValueError for an unknown model or nothing to read.
     """
     given = [pictures] if isinstance(pictures, str | Path) else pictures
-    paths = find_pictures([str(item) for item in given])
-    if not paths:
-        raise ValueError(f"no pictures in {', '.join(map(str, given)) or 'nothing'}")
+    paths = find_pictures(given)
     opened = model if isinstance(model, Model) else load(model, device)
     answered = Predictions()
     for read, pixels, failures in read_batches(paths, opened.card.preprocess, batch_size):

@@ -32,7 +32,7 @@ def create_model(
             + nearest(name, [*VARIANTS, *timm.list_models()])
         )
     if window_size is not None or img_size is not None:
-        if timm.get_arch_name(name) not in VARIANTS:
+        if timm.models.get_arch_name(name) not in VARIANTS:
             raise ValueError(f"window_size and img_size are EMO's; {name!r} does not take them")
         kwargs |= {"window_size": window_size if window_size is not None else 7, "img_size": img_size}
     try:

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable
 
 import torch.nn.functional as F
-from timm.layers import SqueezeExcite, use_fused_attn
+from timm.layers import SqueezeExcite
 from torch import Tensor, nn
 
 Expand = Callable[[Tensor], Tensor]
@@ -143,7 +143,6 @@ class WindowAttention(Operator):
         self.window = window
         self.partition = partition
         self.attn_drop = attn_drop
-        self.fused = use_fused_attn()
         self.qk = nn.Conv2d(dim, 2 * dim, 1, bias=bias)
 
     def window_shape(self, height: int, width: int) -> tuple[int, int]:
@@ -174,12 +173,9 @@ class WindowAttention(Operator):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int], cut: str) -> Tensor:
         height, width = v.shape[-2:]
         q, k, v = (to_windows(t, window, cut, self.num_heads) for t in (q, k, v))  # (B*G, N, T, D)
-        drop = self.attn_drop if self.training else 0.0
-        if self.fused:
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=drop, scale=self.scale)
-        else:
-            weights = (self.scale * q @ k.transpose(-2, -1)).softmax(dim=-1)  # (B*G, N, T, T)
-            y = F.dropout(weights, drop, self.training) @ v
+        # Two plain products: windows are so small that fused attention is slower, and counters see what they cost.
+        weights = (self.scale * q @ k.transpose(-2, -1)).softmax(dim=-1)  # (B*G, N, T, T)
+        y = F.dropout(weights, self.attn_drop, self.training) @ v
         return from_windows(y, window, cut, (height, width))
 
     def macs(self, height: int, width: int, dim_value: int | None = None) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from metamobile.files import aside
@@ -30,7 +30,8 @@ def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], card: Card,
             )
         tensors[name] = stored.clone() if stored.data_ptr() == tensor.data_ptr() else stored
     with aside(path) as temporary:
-        save_file(tensors, temporary, metadata={KEY: card.to_json()})
+        # not `save_file`, whose files only their owner can read
+        temporary.write_bytes(save(tensors, metadata={KEY: card.to_json()}))
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Tensor], Card]:

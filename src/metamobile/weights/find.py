@@ -32,8 +32,8 @@ def find_model(name: str | Path, others: Iterable[str] = ()) -> Path:
     if not path.exists():
         known = [*SHIPPED, *_beside(path), *others]
         raise ValueError(
-            f"no model {str(name)!r}; expected a run folder, a file ({', '.join(SUFFIXES)}) "
-            f"or shipped weights ({', '.join(SHIPPED)}){nearest(str(name), known)}"
+            f"no model {str(name)!r}; expected a run folder, a file ({', '.join(SUFFIXES)}), "
+            f"shipped weights ({', '.join(SHIPPED)}) or one of timm's names{nearest(str(name), known)}"
         )
     if path.suffix not in SUFFIXES:
         raise ValueError(

@@ -13,7 +13,6 @@ from torch import nn
 from metamobile.data.folder import class_names
 from metamobile.data.preprocess import Preprocess
 from metamobile.models.create import create_model, resolved_args
-from metamobile.models.variants import VARIANTS
 from metamobile.weights.card import Card, current_versions
 from metamobile.weights.file import load_weights
 from metamobile.weights.find import SHIPPED, find_model
@@ -25,8 +24,10 @@ def load_network(name: str | Path) -> tuple[nn.Module, Card]:
 
     Errors: ValueError for an unknown name, a file that is damaged or foreign, or a hub out of reach.
     """
-    if timm.is_model(str(name)) and str(name) not in SHIPPED and not Path(name).exists():
-        return _from_timm(str(name))
+    called = str(name)
+    is_network = timm.is_model_pretrained(called) or (timm.is_model(called) and "." not in called)
+    if is_network and not Path(name).exists():
+        return _from_timm(called)
     path = find_model(name, others=timm.list_pretrained())
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: an exported file; expected the run folder or the weights it was made from")
@@ -40,14 +41,13 @@ def load_network(name: str | Path) -> tuple[nn.Module, Card]:
 
 
 def _from_timm(name: str) -> tuple[nn.Module, Card]:
-    if timm.models.get_arch_name(name) in VARIANTS and not timm.is_model_pretrained(name):
+    if not timm.is_model_pretrained(name):
         raise ValueError(
             f"{name} is a network without weights; `metamobile train {name} --data FOLDER` makes a run "
             f"folder, and these weights ship with the package: {', '.join(SHIPPED)}"
         )
-    if not timm.is_model_pretrained(name):
-        raise ValueError(f"timm has no weights of the name {name!r}; `timm.list_pretrained()` lists them")
     config = timm.get_pretrained_cfg(name)
+    assert config is not None  # as there are weights
     if not config.num_classes:
         raise ValueError(f"{name}: these weights have no classifier; train it on your classes first")
     try:
@@ -82,7 +82,7 @@ def timm_preprocess(network: nn.Module) -> Preprocess:
         )
     return Preprocess(
         size=(height, width),
-        resize=math.floor(min(height, width) / config["crop_pct"]),
+        resize=math.floor(max(height, width) / config["crop_pct"]),
         interpolation=config["interpolation"],
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),

@@ -125,7 +125,7 @@ def draw(picture: Image.Image, result: Classification) -> Image.Image:
     )
     width = max(picture.width, 256)
     # a share of the width up to a large picture's height, so that a panorama's strip does not bury it
-    text = max(14, round(min(width, 1.5 * max(picture.height, 256)) / 26))
+    text = max(14, round(min(width, 1.5 * max(picture.height, 256)) / 32))
     regular, bold = _font(text), _font(text, bold=True)
     gap, row = round(text * 0.4), round(text * 1.7)
     labels = result.labels[:5]

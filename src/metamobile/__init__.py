@@ -1,0 +1,52 @@
+"""metamobile: EMO, light vision models built from a single block.
+
+Importing it registers EMO with timm. The verbs of the command line are functions here: check, train, evaluate,
+predict, export; and load, create_model.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from metamobile.data.inspect import inspect_folder as check
+    from metamobile.deploy.export import export
+    from metamobile.inference.evaluate import evaluate
+    from metamobile.inference.model import load
+    from metamobile.inference.predict import predict
+    from metamobile.models.create import create_model
+    from metamobile.training.train import train
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "check": "metamobile.data.inspect:inspect_folder",
+    "create_model": "metamobile.models.create:create_model",
+    "evaluate": "metamobile.inference.evaluate:evaluate",
+    "export": "metamobile.deploy.export:export",
+    "load": "metamobile.inference.model:load",
+    "predict": "metamobile.inference.predict:predict",
+    "train": "metamobile.training.train:train",
+}
+
+__all__ = ["check", "create_model", "evaluate", "export", "load", "predict", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'metamobile' has no attribute {name!r}")
+    module, attribute = _WHERE[name].split(":")
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_WHERE])
+
+
+# The command line answers --help, and runs ONNX files, without torch; there, networks register when first needed.
+if "metamobile_cli" not in sys.modules:
+    from metamobile.models import emo as _emo  # noqa: F401

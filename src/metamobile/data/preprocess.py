@@ -1,0 +1,87 @@
+"""Preprocessing as data: one record, stored with weights and in every exported file, executed by one function."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from metamobile.errors import nearest
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+CROP_SHARE = 0.875  # of the shorter side, where a record does not say `resize`: 256 px for a crop of 224
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a picture becomes a network's input.
+
+    `size` is (height, width) of the centre crop in pixels; `resize` the shorter side before it (None: size / 0.875);
+    `mean` and `std` are of RGB values between 0 and 1.
+    """
+
+    size: tuple[int, int] = (224, 224)
+    resize: int | None = None
+    interpolation: str = "bicubic"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(
+                f"interpolation {self.interpolation!r} is unknown; known are {', '.join(INTERPOLATIONS)}"
+                + nearest(self.interpolation, INTERPOLATIONS)
+            )
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise ValueError(f"size {self.size} is not a (height, width) of whole pixels")
+        if self.resize is not None and self.resize < max(self.size):
+            raise ValueError(f"resize {self.resize} is below the crop {self.size}; give at least {max(self.size)}")
+
+    @property
+    def shorter_side(self) -> int:
+        """Shorter side of the picture, in pixels, before the crop."""
+        return self.resize or round(max(self.size) / CROP_SHARE)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Preprocess:
+        """Errors: ValueError for an unknown key, with the nearest one."""
+        known = [f.name for f in fields(cls)]
+        for key in record:
+            if key not in known:
+                raise ValueError(f"preprocessing has no {key!r}; known are {', '.join(known)}{nearest(key, known)}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in record.items()})
+
+
+def resize_shorter(picture: Image.Image, side: int, interpolation: str = "bicubic") -> Image.Image:
+    """The picture with its shorter side at `side` pixels; the longer one is rounded down, as torchvision does."""
+    width, height = picture.size
+    if min(width, height) == side:
+        return picture
+    if width < height:
+        shape = (side, int(side * height / width))
+    else:
+        shape = (int(side * width / height), side)
+    return picture.resize(shape, INTERPOLATIONS[interpolation])
+
+
+def preprocess(picture: Image.Image, record: Preprocess) -> np.ndarray:
+    """RGB picture -> float32 (3, H, W): resize, centre crop, scale to 0..1, normalise."""
+    picture = resize_shorter(picture, record.shorter_side, record.interpolation)
+    height, width = record.size
+    left = round((picture.width - width) / 2)
+    top = round((picture.height - height) / 2)
+    pixels = np.asarray(picture.crop((left, top, left + width, top + height)), np.float32) / 255
+    normalised = (pixels - np.asarray(record.mean, np.float32)) / np.asarray(record.std, np.float32)
+    return np.ascontiguousarray(normalised.transpose(2, 0, 1))

@@ -1,0 +1,115 @@
+"""Classification for the training loop: a folder of class folders, a classifier, cross-entropy, accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup, create_transform
+from timm.loss import SoftTargetCrossEntropy
+from torch import Tensor, nn
+
+from metamobile.data.folder import FolderData, class_names, open_folder
+from metamobile.data.inspect import Inspection, inspect_folder
+from metamobile.data.loader import PictureDataset
+from metamobile.data.preprocess import Preprocess, preprocess
+from metamobile.models.create import create_model
+from metamobile.tasks.classify.results import Metric
+from metamobile.training.recipe import Recipe
+
+
+class ClassifyTask:
+    """See `metamobile.tasks.Task`."""
+
+    name = "classify"
+    main_figure = "top1"
+
+    def check_data(self, recipe: Recipe) -> Inspection:
+        return inspect_folder(recipe.data.path, workers=recipe.run.workers)
+
+    def open_data(self, recipe: Recipe, exclude: Collection[Path] = ()) -> FolderData:
+        data = recipe.data
+        return open_folder(data.path, val_fraction=data.val_fraction, seed=data.seed, exclude=exclude)
+
+    def class_names(self, classes: Sequence[str]) -> list[str]:
+        return class_names(classes)
+
+    def build_model(self, recipe: Recipe, num_classes: int) -> nn.Module:
+        settings = recipe.model
+        args: dict[str, Any] = {"drop_rate": settings.drop_rate, **settings.args}
+        if settings.drop_path_rate is not None:
+            args["drop_path_rate"] = settings.drop_path_rate
+        if settings.window_size is not None:
+            args |= {"window_size": settings.window_size, "img_size": recipe.data.shape}
+        return create_model(settings.name, num_classes=num_classes, **args)
+
+    def train_dataset(self, data: FolderData, recipe: Recipe) -> PictureDataset:
+        augment = recipe.augment
+        transform = create_transform(
+            recipe.data.shape,
+            is_training=True,
+            scale=tuple(augment.scale),
+            ratio=tuple(augment.ratio),
+            hflip=augment.hflip,
+            color_jitter=augment.color_jitter or None,
+            auto_augment=augment.auto_augment,
+            interpolation=augment.interpolation,
+            mean=tuple(recipe.data.mean),
+            std=tuple(recipe.data.std),
+            re_prob=augment.erase,
+        )
+        side = round(1.25 * max(recipe.data.shape)) if recipe.data.cache else None
+        return PictureDataset(data.train, transform, seed=recipe.run.seed, cache_side=side)
+
+    def val_dataset(self, data: FolderData, recipe: Recipe, record: Preprocess) -> PictureDataset:
+        def transform(picture: Any) -> Tensor:
+            return torch.from_numpy(preprocess(picture, record))
+
+        # kept at the side that preprocessing resizes to, so that the cache changes nothing
+        side = record.shorter_side if recipe.data.cache else None
+        return PictureDataset(data.val, transform, cache_side=side)
+
+    def make_loss(self, recipe: Recipe, num_classes: int) -> Callable[..., tuple[Tensor, Tensor]]:
+        augment, smoothing = recipe.augment, recipe.loss.label_smoothing
+        mixed = augment.mixup > 0 or augment.cutmix > 0
+        mixup = (
+            Mixup(augment.mixup, augment.cutmix, label_smoothing=smoothing, num_classes=num_classes)
+            if mixed
+            else None
+        )
+        soft = SoftTargetCrossEntropy()
+
+        def loss(
+            forward: Callable[[Tensor], Tensor], pictures: Tensor, targets: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            if mixup is not None:
+                pictures, targets = mixup(pictures, targets)
+            logits = forward(pictures).float()
+            if mixup is not None:
+                return soft(logits, targets), logits
+            return F.cross_entropy(logits, targets, label_smoothing=smoothing), logits
+
+        return loss
+
+    def make_metric(self, names: Sequence[str]) -> Metric:
+        return Metric(names)
+
+    def worst(
+        self, outputs: Tensor, data: FolderData, names: Sequence[str], most: int = 24
+    ) -> list[dict[str, Any]]:
+        scores = outputs.softmax(dim=1)
+        targets = torch.tensor([s.target for s in data.val])
+        losses = F.cross_entropy(outputs, targets, reduction="none")
+        wrong = [i for i in losses.argsort(descending=True).tolist() if scores[i].argmax() != targets[i]]
+        return [
+            {
+                "path": str(data.val[i].path),
+                "truth": names[data.val[i].target],
+                "predicted": names[int(scores[i].argmax())],
+                "score": float(scores[i].max()),
+            }
+            for i in wrong[:most]
+        ]

@@ -1,0 +1,227 @@
+"""The training loop. It knows a task only through its protocol, and devices only through Accelerate.
+
+All randomness is a function of (seed, epoch, index): the order of the data, each augmentation, drop path. So a run
+that goes on from an epoch's end ends in the weights of a run that never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from metamobile.tasks import Task
+from metamobile.training.progress import Bar, Reporter
+from metamobile.training.recipe import Recipe
+from metamobile.training.runfolder import RunFolder
+from metamobile.training.state import Progress, save_state
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and did; it can go on."""
+
+
+class TrainingDiverged(ValueError):
+    """The loss or the gradient is not finite any more."""
+
+
+class Loop:
+    """Epochs of one run. All that it works with is given; `run` trains from `progress` to the recipe's last epoch."""
+
+    def __init__(
+        self,
+        *,
+        task: Task,
+        recipe: Recipe,
+        folder: RunFolder,
+        accelerator: Accelerator,
+        model: nn.Module,
+        average: ModelEmaV3 | None,
+        optimizer: Any,
+        train_loader: Any,
+        val_loader: Any,
+        names: list[str],
+        progress: Progress,
+        reporter: Reporter,
+        save_weights: Callable[[nn.Module, dict[str, Any], bool], None],
+    ) -> None:
+        self.task = task
+        self.recipe = recipe
+        self.folder = folder
+        self.accelerator = accelerator
+        self.model = model
+        self.average = average
+        self.optimizer = optimizer
+        self.train_loader = train_loader
+        self.val_loader = val_loader
+        self.names = names
+        self.progress = progress
+        self.reporter = reporter
+        self.save_weights = save_weights
+        self.plain = accelerator.unwrap_model(model)
+        self.loss = task.make_loss(recipe, len(names))
+        self.steps_per_epoch = len(train_loader)
+        self.schedule = self._make_schedule()
+        self.forward = torch.compile(model) if recipe.run.compile else model
+        self._stop = False
+
+    def _make_schedule(self) -> CosineLRScheduler:
+        schedule = self.recipe.schedule
+        return CosineLRScheduler(
+            self.optimizer,
+            t_initial=max(1, schedule.epochs * self.steps_per_epoch),
+            lr_min=schedule.min_lr,
+            warmup_t=round(schedule.warmup_epochs * self.steps_per_epoch),
+            warmup_lr_init=schedule.warmup_lr,
+            t_in_epochs=False,
+        )
+
+    def run(self) -> None:
+        """Errors: Interrupted after a signal, TrainingDiverged; the state of the last whole epoch is on disk."""
+        epochs = self.recipe.schedule.epochs
+        total, done = epochs * self.steps_per_epoch, self.progress.epoch * self.steps_per_epoch
+        with self._signals(), self.reporter.bar(total, done) as bar:
+            for epoch in range(self.progress.epoch, epochs):
+                self._epoch(epoch, bar)
+
+    def _epoch(self, epoch: int, bar: Bar) -> None:
+        started = time.perf_counter()
+        train_loss = self._train(epoch, bar)
+        trained = time.perf_counter() - started
+        last = epoch + 1 == self.recipe.schedule.epochs
+        figures: dict[str, Any] = {}
+        if last or (epoch + 1) % self.recipe.run.eval_every == 0:
+            figures = self.evaluate(self.average.module if self.average else self.plain)[0]
+        self.progress.epoch = epoch + 1
+        seconds = time.perf_counter() - started
+        self.progress.seconds += seconds
+        line = {
+            "epoch": epoch + 1,
+            "train_loss": train_loss,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "seconds": seconds,
+            "images_per_second": self.steps_per_epoch * self.recipe.run.batch_size / trained,
+        }
+        if figures:
+            line |= {"val_loss": figures["loss"], "top1": figures["top1"], "top5": figures["top5"]}
+        self._finish_epoch(line, figures)
+
+    def _finish_epoch(self, line: dict[str, Any], figures: dict[str, Any]) -> None:
+        value = figures.get(self.task.main_figure, -math.inf)
+        better = value > self.progress.best
+        if better:
+            self.progress.best, self.progress.best_epoch = value, line["epoch"]
+        save_state(self.accelerator, self.folder.state)
+        if not self.accelerator.is_main_process:
+            return
+        weights = self.average.module if self.average else self.plain
+        self.save_weights(weights, figures, False)
+        if better:
+            self.save_weights(weights, figures, True)
+        self.folder.record(kind="epoch", **line)
+        epochs = self.recipe.schedule.epochs
+        measured = (
+            f"val loss {line['val_loss']:.3f}  top-1 {line['top1']:.2f} %{'  best' if better else ''}"
+            if figures
+            else "not measured"
+        )
+        left = self.progress.seconds / line["epoch"] * (epochs - line["epoch"])
+        self.reporter.say(
+            f"epoch {line['epoch']:3d}/{epochs}  train loss {line['train_loss']:.3f}  {measured}  "
+            f"{line['images_per_second']:.0f} img/s  {line['seconds']:.0f} s, about {left / 60:.0f} min left"
+        )
+
+    def _train(self, epoch: int, bar: Bar) -> float:
+        run, clip = self.recipe.run, self.recipe.optim.clip_norm
+        self.model.train()
+        self.train_loader.set_epoch(epoch)
+        self.train_loader.dataset.set_epoch(epoch)
+        total = torch.zeros((), device=self.accelerator.device)
+        for index, (pictures, targets) in enumerate(self.train_loader):
+            if index == 0:  # after the loader has drawn what it draws, which depends on its workers
+                set_seed(run.seed * 100_003 + epoch, device_specific=True)
+            if self._stop:
+                raise Interrupted(f"stopped in epoch {epoch + 1}; what epoch {epoch} left is kept")
+            self.schedule.step_update(self.progress.step)
+            if run.channels_last:
+                pictures = pictures.to(memory_format=torch.channels_last)
+            with self.accelerator.autocast():
+                loss, _ = self.loss(self.forward, pictures, targets)
+            self.accelerator.backward(loss)
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), clip or math.inf)
+            self._check_finite(loss, norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.progress.step += 1
+            if self.average is not None:
+                self.average.update(self.plain, step=self.progress.step)
+            total += loss.detach()
+            bar.step(f"epoch {epoch + 1}")
+            if self.progress.step % run.log_every == 0 and self.accelerator.is_main_process:
+                self._log_step(epoch, float(loss), float(norm))
+        return float(total) / self.steps_per_epoch
+
+    def _log_step(self, epoch: int, loss: float, norm: float) -> None:
+        lr = self.optimizer.param_groups[0]["lr"]
+        self.folder.record(
+            kind="step", step=self.progress.step, epoch=epoch + 1, loss=loss, lr=lr, grad_norm=norm
+        )
+        self.reporter.note(f"step {self.progress.step}  loss {loss:.4f}  lr {lr:.3e}  gradient norm {norm:.3f}")
+
+    def _check_finite(self, loss: Tensor, norm: Tensor | None) -> None:
+        if torch.isfinite(loss) and (norm is None or torch.isfinite(norm)):
+            return
+        lr = self.optimizer.param_groups[0]["lr"]
+        raise TrainingDiverged(
+            f"training diverged at step {self.progress.step + 1}: loss {float(loss):.4g}, gradient norm "
+            f"{float('nan') if norm is None else float(norm):.4g}, lr {lr:.3g}; the state after epoch "
+            f"{self.progress.epoch} is kept. Try a lower optim.lr, a longer schedule.warmup_epochs, or run.precision=fp32"
+        )
+
+    @torch.inference_mode()
+    def evaluate(self, model: nn.Module) -> tuple[dict[str, Any], Tensor]:
+        """Figures on the validation split, and the outputs in its order."""
+        model.eval()
+        metric = self.task.make_metric(self.names)
+        outputs = []
+        for pictures, targets in self.val_loader:
+            if self.recipe.run.channels_last:
+                pictures = pictures.to(memory_format=torch.channels_last)
+            with self.accelerator.autocast():
+                logits = model(pictures).float()
+            logits, targets = self.accelerator.gather_for_metrics((logits, targets))
+            metric.update(logits.cpu().numpy(), targets.cpu().numpy())
+            outputs.append(logits.cpu())
+        return metric.compute(), torch.cat(outputs)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM stop the run at its next step."""
+
+        def stop(signum: int, frame: FrameType | None) -> None:
+            if self._stop:  # asked twice: at once
+                raise KeyboardInterrupt
+            self._stop = True
+            self.reporter.say("stopping at the next step (once more: at once)")
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for s, handler in previous.items():
+                signal.signal(s, handler)

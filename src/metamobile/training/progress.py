@@ -1,0 +1,55 @@
+"""What a run says: a bar with time left on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Reporter:
+    """Lines to standard error and to the run's log file; a progress bar where a person looks."""
+
+    def __init__(self, log: Path | None = None, quiet: bool = False) -> None:
+        self.log = log
+        self.quiet = quiet
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.interactive = sys.stderr.isatty() and not quiet
+        self._bar: Progress | None = None
+
+    def say(self, line: str) -> None:
+        if not self.quiet:
+            self.console.print(line, markup=False)
+        self.note(line)
+
+    def note(self, line: str) -> None:
+        """To the log file alone."""
+        if self.log is not None:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+    @contextmanager
+    def bar(self, total: int, done: int = 0) -> Iterator[Bar]:
+        """A bar over `total` steps, the first `done` of which are behind us; silent in a log."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False))
+        with Progress(*columns, *times, console=self.console, disable=not self.interactive) as progress:
+            yield Bar(progress, progress.add_task("", total=total, completed=done))
+
+
+class Bar:
+    """One line of a progress display."""
+
+    def __init__(self, progress: Progress, task: int) -> None:
+        self._progress = progress
+        self._task = task
+
+    def step(self, text: str | None = None, advance: int = 1) -> None:
+        if text is None:
+            self._progress.update(self._task, advance=advance)
+        else:
+            self._progress.update(self._task, advance=advance, description=text)

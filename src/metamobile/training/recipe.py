@@ -1,0 +1,250 @@
+"""The recipe: everything that decides a training, typed, in YAML, with overrides. Reads without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metamobile.errors import nearest
+
+
+@dataclass
+class ModelSettings:
+    """`pretrained`: weights to start from (a run, a file, a shipped name). `drop_path_rate` None: the variant's own.
+    `args` go to the network's constructor as they are."""
+
+    name: str = "emo_1m"
+    pretrained: str | None = None
+    window_size: int | str | list | None = None
+    drop_path_rate: float | None = None
+    drop_rate: float = 0.0
+    args: dict = field(default_factory=dict)
+
+
+@dataclass
+class DataSettings:
+    """`size` is the side in pixels, or (height, width); `resize` the shorter side before evaluation's crop.
+    `drop_bad` leaves out the files that `check` names; `cache` keeps decoded pictures in memory."""
+
+    path: str = ""
+    size: int | list[int] = 224
+    resize: int | None = None
+    interpolation: str = "bicubic"
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    val_fraction: float = 0.2
+    seed: int = 0
+    drop_bad: bool = False
+    cache: bool = True
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return (self.size, self.size) if isinstance(self.size, int) else (self.size[0], self.size[1])
+
+
+@dataclass
+class AugmentSettings:
+    """timm's training transform: `scale` and `ratio` of the random crop's area and shape, `auto_augment` in timm's
+    notation, `erase` the probability of random erasing; `mixup` and `cutmix` their alphas."""
+
+    scale: list[float] = field(default_factory=lambda: [0.35, 1.0])
+    ratio: list[float] = field(default_factory=lambda: [0.75, 1.3333])
+    hflip: float = 0.5
+    auto_augment: str | None = "rand-m9-mstd0.5-inc1"
+    color_jitter: float = 0.0
+    erase: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    interpolation: str = "random"
+
+
+@dataclass
+class OptimSettings:
+    """`lr` is the peak; with `lr_per` it is meant for that batch size and scaled linearly to the run's."""
+
+    name: str = "adamw"
+    lr: float = 2e-3
+    lr_per: int | None = None
+    weight_decay: float = 0.05
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
+    clip_norm: float = 5.0
+
+
+@dataclass
+class ScheduleSettings:
+    """Linear warm-up from `warmup_lr`, then a cosine to `min_lr`, moved at every optimiser step."""
+
+    epochs: int = 30
+    warmup_epochs: float = 3
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-6
+
+
+@dataclass
+class LossSettings:
+    label_smoothing: float = 0.1
+
+
+@dataclass
+class EmaSettings:
+    """Average of the weights; with `warmup` its decay grows as 1 - (1 + step)^(-2/3) up to `decay`."""
+
+    enabled: bool = True
+    decay: float = 0.9998
+    warmup: bool = True
+
+
+@dataclass
+class RunSettings:
+    """`precision` fp32 or bf16; `device` auto, cpu, cuda or mps; `log_every` in steps, `eval_every` in epochs."""
+
+    batch_size: int = 64
+    precision: str = "fp32"
+    channels_last: bool = True
+    compile: bool = False
+    seed: int = 0
+    workers: int = 2
+    device: str = "auto"
+    eval_every: int = 1
+    log_every: int = 50
+
+
+@dataclass
+class Recipe:
+    """All sections; `task` names what is trained."""
+
+    task: str = "classify"
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    ema: EmaSettings = field(default_factory=EmaSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+        """Errors: ValueError for an unknown key, with the nearest one, or a value of the wrong type."""
+        return _build(cls, values, "")
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    def override(self, settings: Sequence[str]) -> Recipe:
+        """A copy with `section.key=value` settings, values written as in YAML. Errors: as `from_dict`."""
+        values = self.to_dict()
+        for setting in settings:
+            key, equals, text = setting.partition("=")
+            if not equals:
+                raise ValueError(f"--set {setting!r} is not of the form section.key=value")
+            place = values
+            *sections, last = key.strip().split(".")
+            for section in sections:
+                if not isinstance(place.get(section), dict):
+                    raise ValueError(f"the recipe has no section {section!r}; known are {_names(place)}")
+                place = place[section]
+            if last not in place and sections != ["model", "args"]:
+                raise ValueError(
+                    f"the recipe has no setting {key.strip()!r}{nearest(key.strip(), _keys(self.to_dict()))}"
+                )
+            place[last] = _scalar(text)
+        return Recipe.from_dict(values)
+
+    @property
+    def lr(self) -> float:
+        """The peak learning rate, after scaling to the batch size."""
+        return self.optim.lr * (self.run.batch_size / self.optim.lr_per if self.optim.lr_per else 1)
+
+
+def _scalar(text: str) -> Any:
+    value = yaml.safe_load(text)
+    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _names(values: dict[str, Any]) -> str:
+    return ", ".join(values)
+
+
+def _keys(values: dict[str, Any], prefix: str = "") -> list[str]:
+    keys = []
+    for name, value in values.items():
+        keys += _keys(value, f"{prefix}{name}.") if isinstance(value, dict) and value else [prefix + name]
+    return keys
+
+
+def _build(cls: type, values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise ValueError(f"recipe: {where or 'the file'} is {values!r}; expected settings, one 'key: value' a line")
+    hints = typing.get_type_hints(cls)
+    known = [f.name for f in dataclasses.fields(cls)]
+    built = {}
+    for key, value in values.items():
+        place = f"{where}.{key}" if where else str(key)
+        if key not in known:
+            raise ValueError(f"recipe: no setting {place!r}; known are {', '.join(known)}{nearest(str(key), known)}")
+        hint = hints[key]
+        built[key] = _build(hint, value, place) if dataclasses.is_dataclass(hint) else _check(hint, value, place)
+    return cls(**built)
+
+
+def _check(hint: Any, value: Any, place: str) -> Any:
+    """`value`, or the number it stands for, if it is of the type `hint`."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        kind = typing.get_origin(option) or option
+        if kind is float and isinstance(value, str):
+            value = _scalar(value)
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if kind is int and isinstance(value, float) and value.is_integer() and float not in options:
+            return int(value)
+        if isinstance(value, kind) and not (kind in (int, float) and isinstance(value, bool)):
+            return value
+    wanted = " or ".join("null" if o is type(None) else getattr(o, "__name__", str(o)) for o in options)
+    raise ValueError(f"recipe: {place} is {value!r}; expected {wanted}")
+
+
+def recipe_folder() -> Path:
+    """Where the named recipes lie: in the installed package, or at the root of a checkout."""
+    package = Path(__file__).parents[1]
+    installed = package / "recipes"
+    return installed if installed.is_dir() else package.parents[1] / "recipes"
+
+
+def load_recipe(name: str | Path) -> Recipe:
+    """A recipe by name, or from a YAML file. Errors: ValueError with the nearest name or the wrong setting."""
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        known = sorted(p.stem for p in recipe_folder().glob("*.yaml"))
+        if str(name) not in known:
+            raise ValueError(
+                f"no recipe is called {str(name)!r}; known are {', '.join(known)}, or give a .yaml file"
+                + nearest(str(name), known)
+            )
+        path = recipe_folder() / f"{name}.yaml"
+    if not path.is_file():
+        raise ValueError(f"{path}: no such recipe file")
+    try:
+        return Recipe.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
