@@ -25,14 +25,14 @@ install: $(INSTALLED)  ## the environment in .venv
 demo: $(INSTALLED)  ## train on drawn shapes, evaluate, predict, export with its gate: under six minutes
 	$(BIN)/metamobile train emo_1m --data shapes --recipe shapes --out $(RUN) --overwrite
 	$(BIN)/metamobile eval $(RUN) --data shapes
-	$(BIN)/python -c "from metamobile.data.shapes import write_folder; write_folder('$(PICTURES)', train=1, val=1, seed=7)"
+	$(BIN)/python -c "from metamobile.data.shapes import write_folder; write_folder('$(PICTURES)', train=6, val=6, seed=7)"
 	$(BIN)/metamobile predict $(RUN) $(PICTURES)/val
 	$(BIN)/metamobile export $(RUN) --to onnx
 	$(BIN)/metamobile predict $(RUN)/model.onnx $(PICTURES)/val
 	@echo "The report: $(CURDIR)/$(RUN)/report.html"
 
 test: $(INSTALLED)  ## all tests but the slow ones
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not slow"
 
 check: $(INSTALLED)  ## style and types
 	$(BIN)/ruff check .

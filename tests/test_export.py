@@ -19,6 +19,7 @@ from metamobile.deploy.export import EXPORTERS, export
 from metamobile.deploy.gate import PICTURES, compare, pick_pictures
 from metamobile.deploy.onnx import export_onnx
 from metamobile.deploy.runtimes import KEY, UNVERIFIED, OnnxRuntime, TorchRuntime
+from metamobile.models.create import create_model
 from metamobile.weights.card import Card
 from small_model import make_card, make_network, make_run, write_pictures
 
@@ -150,6 +151,16 @@ def test_the_gate_finds_values_that_are_not_finite(reference: TorchRuntime, pict
 
     gate = compare(reference, Silent(reference.network, reference.card), pictures[:9])
     assert (gate.passed, gate.max_diff, gate.top1_agreement) == (False, np.inf, 0)
+    assert gate.problems[0] == "batch 1: some logits are not finite"
+
+
+def test_a_network_that_answers_always_the_same_is_told(pictures: list[Path], caplog) -> None:
+    network = create_model("emo_1m", num_classes=3, window_size=2)  # as it starts
+    with torch.no_grad():
+        network.get_classifier().bias += 1
+    runtime = TorchRuntime(network, make_card(network))
+    assert compare(runtime, runtime, pictures[:9]).passed
+    assert "answers nearly the same for every picture" in caplog.text
 
 
 def test_a_choice_between_equals_is_no_difference() -> None:
@@ -231,6 +242,7 @@ def test_pictures_come_from_where_it_says(tmp_path: Path, pictures: list[Path], 
 
     found, source = pick_pictures(make_card(network), real)
     assert (len(found), source) == (64, str(real))
+    assert pictures[-1] in found, "spread over all, and so over all classes"
     found, source = pick_pictures(make_card(network, data=str(real)))
     assert (len(found), source) == (64, str(real))
     assert not caplog.text
@@ -238,7 +250,8 @@ def test_pictures_come_from_where_it_says(tmp_path: Path, pictures: list[Path], 
     found, source = pick_pictures(make_card(network, data="no/such/folder"))
     assert (len(found), source) == (64, "drawn shapes")
     assert "the model's own, at no/such/folder, are not here" in caplog.text
-    assert pick_pictures(make_card(network, data="shapes"))[1] == "shapes, the model's own data"
+    assert pick_pictures(make_card(network, data="shapes"))[1] == "shapes"
+    assert pick_pictures(make_card(network))[1] == "drawn shapes"
     with pytest.raises(ValueError, match="no/such"):
         pick_pictures(make_card(network), "no/such")
 

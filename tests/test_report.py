@@ -11,7 +11,7 @@ import pytest
 
 from fake_run import make_run
 from metamobile.report import write_report
-from metamobile.report.charts import Line, line_chart, thin, ticks
+from metamobile.report.charts import Line, line_chart, ticks
 from metamobile.report.evaluation import class_rows, matrix_view
 from metamobile.report.page import duration
 
@@ -169,14 +169,10 @@ def test_ticks_are_round_and_enclose(low: float, high: float, expected: list[flo
 
 def test_chart_of_nothing_of_a_point_and_of_nan() -> None:
     assert line_chart("t", [Line("a", "main", [])]) is None
-    assert line_chart("t", [Line("a", "main", [(1, float("nan"))])]) is None
-    chart = line_chart("t", [Line("a", "main", [(1, 5.0)])], best_epoch=1)
+    assert line_chart("t", [Line("a", "main", [(1, 5.0)])]) is None
+    assert line_chart("t", [Line("a", "main", [(1, float("nan")), (2, 5.0)])]) is None
+    chart = line_chart("t", [Line("a", "main", [(1, 5.0), (2, 5.0)])], best_epoch=1)
     assert chart and chart.mark and chart.columns[0]["tip"] == "epoch 1\na 5"
-
-
-def test_a_long_log_is_thinned_to_means() -> None:
-    points = thin([(float(i), float(i % 2)) for i in range(1000)], most=100)
-    assert len(points) == 100 and all(y == 0.5 for _, y in points)
 
 
 @pytest.mark.parametrize(

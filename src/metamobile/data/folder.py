@@ -72,10 +72,14 @@ def find_splits(root: Path) -> dict[str, Path]:
 def find_classes(root: Path, split: Path) -> list[str]:
     """Names of the class folders. Errors: ValueError for fewer than two."""
     classes = [p.name for p in class_folders(split)]
+    if len(classes) > 1 and set(classes) <= {TRAIN, *HELD_OUT}:
+        raise ValueError(
+            f"{root}: no class folders in {', '.join(classes)}; expected {classes[0]}/<class>/*.jpg"
+        )
     if len(classes) < 2:
         found = f"only the class folder {classes[0]!r}" if classes else "no class folders"
         raise ValueError(
-            f"{root}: {found}; expected at least two, such as {root.name}/cats/*.jpg and {root.name}/dogs/*.jpg"
+            f"{root}: {found}; expected at least two, such as {root.name}/cats/ and {root.name}/dogs/"
         )
     return classes
 
@@ -85,10 +89,10 @@ def open_folder(
 ) -> FolderData:
     """The data set in `data`: train/ and val/ of class folders, or class folders that are split here.
 
-    The split holds out `val_fraction` of each class, chosen by `seed` and each file's path below `data`, so that
-    it stays as it is when the folder moves or files come and go. `exclude` leaves files out. Errors: ValueError
-    for a folder that is missing or has fewer than two classes; DataError for a class without pictures and for
-    class sets that differ between the splits.
+    The split holds out `val_fraction` of each class, chosen by `seed` and each file's path below `data`, so
+    that it stays as it is when the folder moves or files come and go. `exclude` leaves files out. Errors:
+    ValueError for a folder that is missing or has fewer than two classes; DataError for a class without
+    pictures and for class sets that differ between the splits.
     """
     root = find_root(data)
     splits = find_splits(root)

@@ -1,4 +1,4 @@
-"""A look at every file of a data set before hours are spent on it; each bad one is named."""
+"""Every file of a data set read once, before hours are spent on it; each bad one is named."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import hashlib
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from metamobile.data.folder import (
     TRAIN,
@@ -21,18 +22,17 @@ from metamobile.data.folder import (
     find_root,
     find_splits,
 )
-from metamobile.data.pictures import files_in, is_picture, read_picture
+from metamobile.data.pictures import PICTURE_SUFFIXES, files_in, is_picture, read_picture
 from metamobile.errors import PictureError
 
-# A problem's kinds. The first group are files, which can be left out; the second is the folder's own.
-UNREADABLE, TRUNCATED, WRONG_EXTENSION = "unreadable", "truncated", "wrong extension"
-EMPTY_FILE, DUPLICATE = "empty file", "duplicate"
-EMPTY_CLASS, CLASS_SETS = "empty class", "class sets differ"
+BAD_FILES = ("empty file", "unreadable", "truncated", "wrong extension", "duplicate")
+BAD_FOLDERS = ("empty class", "class sets differ")
+CUT = ("truncated", "unexpected end", "premature", "not enough", "too short")  # in a decoder's words
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a file or, for "empty class" and "class sets differ", with a folder."""
+    """What is wrong with `path`: a file for a `kind` in BAD_FILES, a folder for one in BAD_FOLDERS."""
 
     path: Path
     kind: str
@@ -44,9 +44,9 @@ class Problem:
 
 @dataclass
 class Inspection:
-    """What was found. `classes` counts pictures: {class: {split: count}}, bad ones included.
+    """What was found. `classes` counts pictures by name, bad ones included: {class: {split: count}}.
 
-    `passed_over` are files in class folders that are no pictures by name and content; they do no harm.
+    `passed_over`: files in class folders that are no pictures by name nor content; they stop nothing.
     """
 
     root: Path
@@ -60,114 +60,122 @@ class Inspection:
         return not self.problems
 
     def files_to_drop(self) -> set[Path]:
-        """The bad files: without them nothing is wrong but what is wrong with a folder."""
-        return {p.path for p in self.problems if p.kind not in (EMPTY_CLASS, CLASS_SETS)}
+        """The bad files; of equal ones, all but the first."""
+        return {p.path for p in self.problems if p.kind in BAD_FILES}
 
     def summary(self) -> str:
+        """One line: pictures, classes, splits, how many problems of each kind."""
         splits: Counter[str] = Counter()
         for counts in self.classes.values():
             splits.update(counts)
-        shares = ", ".join(f"{name} {count:,}" for name, count in splits.items())
-        text = f"{self.root}: {self.pictures:,} pictures of {len(self.classes)} classes"
-        text += f" ({shares}); " if len(splits) > 1 else "; "
+        parts = f" ({', '.join(f'{k} {v:,}' for k, v in splits.items())})" if len(splits) > 1 else ""
         kinds = Counter(p.kind for p in self.problems)
-        total = f"{len(self.problems)} problem{'s' * (len(self.problems) > 1)}: "
-        text += total + ", ".join(f"{n} {kind}" for kind, n in kinds.items()) if kinds else "no problem found"
+        found = ", ".join(f"{kinds[kind]} {kind}" for kind in (*BAD_FILES, *BAD_FOLDERS) if kinds[kind])
+        text = f"{self.root}: {self.pictures:,} pictures of {len(self.classes)} classes{parts}; "
+        text += f"problems: {found}" if found else "no problem found"
         if self.passed_over:
-            text += f"; {len(self.passed_over)} other files passed over, such as {self.passed_over[0]}"
+            text += f"; other files passed over: {len(self.passed_over)}, such as {self.passed_over[0]}"
         return text
+
+
+class _Place(NamedTuple):
+    path: Path
+    name: str  # of the class
+    split: str
 
 
 def inspect_folder(
     data: str | Path, workers: int = 0, progress: Callable[[int, int], None] | None = None
 ) -> Inspection:
-    """Read every picture of every split; `workers` threads (0: one for each core), as decoding leaves Python.
+    """Read every picture of every split, with `workers` threads (0: one for each core).
 
-    Of equal files the first is kept, validation before training, and each later one is a problem: between splits
-    it lets the answers leak, between classes one label is wrong. `progress` is called with (done, total).
+    Of files with equal bytes the first is kept, validation before training, and each later one is a problem:
+    between splits it flatters the figures, between classes one label is wrong. `progress` gets (done, total).
     Errors: ValueError for a folder that is missing or has fewer than two classes.
     """
     root = find_root(data)
     splits = dict(sorted(find_splits(root).items(), key=lambda item: item[0] == TRAIN))  # train last
     classes = find_classes(root, splits.get(TRAIN) or next(iter(splits.values())))
     found = Inspection(root)
-    if {TRAIN, "val"} <= set(splits) and (difference := class_difference(splits, classes)):
-        found.problems.append(Problem(root, CLASS_SETS, difference))
+    if len(splits) == 2 and (difference := class_difference(splits, classes)):
+        found.problems.append(Problem(root, "class sets differ", difference))
 
-    places: list[tuple[Path, str, str]] = []  # (file, class, split)
+    places: list[_Place] = []
     for split, folder in splits.items():
         for class_folder in class_folders(folder):
             files = files_in(class_folder)
-            places += [(path, class_folder.name, split) for path in files]
-            count = sum(is_picture(path) for path in files)
+            places += [_Place(path, class_folder.name, split) for path in files]
+            count = sum(map(is_picture, files))
             found.classes.setdefault(class_folder.name, {})[split] = count
             found.pictures += count
             if not count:
-                found.problems.append(Problem(class_folder, EMPTY_CLASS, "no picture inside"))
+                found.problems.append(Problem(class_folder, "empty class", "no picture inside"))
 
-    first: dict[bytes, tuple[Path, str, str]] = {}
-    for done, (place, (digest, problem)) in enumerate(zip(places, _examine_all(places, workers)), 1):
-        if problem is not None:
-            found.problems.append(problem)
-        elif digest is None:
-            found.passed_over.append(place[0])
-        elif digest in first:
-            found.problems.append(Problem(place[0], DUPLICATE, _describe_duplicate(place, first[digest])))
-        else:
-            first[digest] = place
-        if progress is not None:
-            progress(done, len(places))
+    first: dict[bytes, _Place] = {}
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:  # Pillow decodes without the GIL
+        answers = pool.map(_examine, [place.path for place in places])
+        for done, (place, (digest, problem)) in enumerate(zip(places, answers, strict=True), start=1):
+            if problem is not None:
+                found.problems.append(problem)
+            elif not digest:
+                found.passed_over.append(place.path)
+            elif (earlier := first.setdefault(digest, place)) is not place:
+                found.problems.append(Problem(place.path, "duplicate", _describe_copy(place, earlier)))
+            if progress is not None:
+                progress(done, len(places))
     return found
 
 
-def _examine_all(places: list[tuple[Path, str, str]], workers: int) -> Iterator[tuple]:
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        yield from pool.map(_examine, [path for path, _, _ in places])
-
-
-def _examine(path: Path) -> tuple[bytes | None, Problem | None]:
-    """(hash of the content, what is wrong); (None, None) for a file that is no picture and does not say so."""
-    content = path.read_bytes()
+def _examine(path: Path) -> tuple[bytes, Problem | None]:
+    """(hash of the content, what is wrong); an empty hash for what is no picture and does not say so."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return b"", Problem(path, "unreadable", f"cannot be opened: {error.strerror}")
     digest = hashlib.blake2b(content, digest_size=16).digest()
+    kind = _format_of(content)
+    expected = Image.registered_extensions().get(path.suffix.lower())
     if not is_picture(path):
-        kind = _format_of(content)
-        if kind is None:
-            return None, None
-        detail = f"a {kind} file, passed over under this name; rename it to {path.stem}{_suffix_of(kind)}"
-        return digest, Problem(path, WRONG_EXTENSION, detail)
+        if kind in (None, expected):  # icon.ico holds a picture, but nobody takes it for data
+            return b"", None
+        return digest, Problem(
+            path, "wrong extension", f"holds {kind}, unseen so; {_advice(path, str(kind))}"
+        )
     if not content:
-        return digest, Problem(path, EMPTY_FILE, "0 bytes")
+        return digest, Problem(path, "empty file", "0 bytes")
+    if kind is None:
+        return digest, Problem(path, "unreadable", "in no known picture format")
     try:
         read_picture(content)
     except PictureError as error:
-        if isinstance(error.__cause__, UnidentifiedImageError):
-            return digest, Problem(path, UNREADABLE, "no known picture format")
-        return digest, Problem(path, TRUNCATED, str(error.__cause__))
-    kind = _format_of(content)
-    if kind != Image.registered_extensions().get(path.suffix.lower()):
-        detail = f"a {kind} file; rename it to {path.stem}{_suffix_of(kind)}"
-        return digest, Problem(path, WRONG_EXTENSION, detail)
+        reason = str(error.__cause__)
+        cut = any(word in reason.lower() for word in CUT)
+        return digest, Problem(path, "truncated" if cut else "unreadable", reason)
+    if kind != expected:
+        return digest, Problem(path, "wrong extension", f"holds {kind}; {_advice(path, kind)}")
     return digest, None
 
 
 def _format_of(content: bytes) -> str | None:
-    """Pillow's name of the format, from the content; None for what is no picture."""
+    """Pillow's name of the format; None for what is in none, or too damaged to tell."""
     try:
         with Image.open(io.BytesIO(content)) as picture:
             kind = picture.format
-    except (OSError, Image.DecompressionBombError):
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
-    return "JPEG" if kind == "MPO" else kind  # a phone's JPEG with a second picture inside
+    return "JPEG" if kind == "MPO" else kind  # a phone's JPEG with more pictures behind it
 
 
-def _suffix_of(kind: str | None) -> str:
-    return {"JPEG": ".jpg", "TIFF": ".tif"}.get(kind or "", f".{(kind or '').lower()}")
+def _advice(path: Path, kind: str) -> str:
+    suffix = {"JPEG": ".jpg", "TIFF": ".tif"}.get(kind, f".{kind.lower()}")
+    return f"rename it to {path.stem}{suffix}" if suffix in PICTURE_SUFFIXES else "save it as JPEG or PNG"
 
 
-def _describe_duplicate(place: tuple[Path, str, str], first: tuple[Path, str, str]) -> str:
-    detail = f"of {first[0]}"
-    if place[2] != first[2]:
-        detail += ", in another split"
-    if place[1] != first[1]:
-        detail += ", in another class"
-    return detail
+def _describe_copy(place: _Place, earlier: _Place) -> str:
+    """What a copy spoils depends on where the first one lies."""
+    text = f"duplicate of {earlier.path}"
+    if place.split != earlier.split:
+        text += f"; in {place.split} and {earlier.split}, it flatters the figures"
+    if place.name != earlier.name:
+        text += f"; labelled {place.name} and {earlier.name}, which contradict each other"
+    return text

@@ -1,4 +1,4 @@
-"""Pictures as a torch data set whose random augmentation depends on (seed, epoch, index) and on nothing else."""
+"""Pictures as a torch data set whose random augmentation depends on (seed, epoch, index) and nothing else."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ Transform = Callable[[Image.Image], Tensor]
 class PictureDataset(Dataset):
     """Item i is (transform(picture i), class index).
 
-    `cache_side` keeps all decoded pictures in memory, their shorter side at most that many pixels (resized with
-    `interpolation`), 3 bytes a pixel: 10,000 pictures of 160 x 213 are 1 GB. `fill` it before workers start: forked
-    ones share it, spawned ones (macOS, Windows) hold a copy each. None reads files each time. With `seed`, the
-    transform's randomness is a function of (seed, epoch, index), so that a resumed run sees the pictures that an
-    unbroken one would, whatever the workers; the generators of the process are left as they were.
+    `cache_side` keeps all decoded pictures in memory, their shorter side at most that many pixels (resized
+    with `interpolation`), 3 bytes a pixel: 10,000 pictures of 160 x 213 are 1 GB. `fill` it before workers
+    start: forked ones share it, spawned ones (macOS, Windows) hold a copy each. None reads files each time.
+
+    With `seed`, the transform's randomness is a function of (seed, epoch, index), so that a resumed run sees
+    the pictures that an unbroken one would, whatever the workers; the process's generators stay as they were.
     """
 
     def __init__(

@@ -38,8 +38,8 @@ Source = str | Path | bytes | BinaryIO
 def read_picture(source: Source) -> Image.Image:
     """The picture as RGB, fully decoded.
 
-    EXIF rotation is applied, transparency laid over white, 16 bit scaled over its full range; of an animation,
-    the first frame. Errors: PictureError naming the file and the reason.
+    EXIF rotation is applied, transparency laid over white, 16 bit scaled over its full range; of an
+    animation, the first frame. Errors: PictureError naming the file and the reason.
     """
     name = str(source) if isinstance(source, (str, Path)) else "picture"
     try:

@@ -1,4 +1,4 @@
-"""Preprocessing as data: one record, stored with weights and in every exported file, executed by one function."""
+"""Preprocessing as data: one record, stored with weights and in exported files, executed by one function."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ INTERPOLATIONS = {
 class Preprocess:
     """How a picture becomes a network's input.
 
-    `size` is (height, width) of the centre crop in pixels; `resize` the shorter side before it (None: size / 0.875);
-    `mean` and `std` are of RGB values between 0 and 1.
+    `size` is (height, width) of the centre crop in pixels; `resize` the shorter side before it (None: size /
+    0.875); `mean` and `std` are of RGB values between 0 and 1.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -44,7 +44,9 @@ class Preprocess:
         if len(self.size) != 2 or min(self.size) < 1:
             raise ValueError(f"size {self.size} is not a (height, width) of whole pixels")
         if self.resize is not None and self.resize < max(self.size):
-            raise ValueError(f"resize {self.resize} is below the crop {self.size}; give at least {max(self.size)}")
+            raise ValueError(
+                f"resize {self.resize} is below the crop {self.size}; use {max(self.size)} or more"
+            )
 
     @property
     def shorter_side(self) -> int:
@@ -60,19 +62,19 @@ class Preprocess:
         known = [f.name for f in fields(cls)]
         for key in record:
             if key not in known:
-                raise ValueError(f"preprocessing has no {key!r}; known are {', '.join(known)}{nearest(key, known)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in record.items()})
+                raise ValueError(
+                    f"preprocessing has no {key!r}; known are {', '.join(known)}{nearest(key, known)}"
+                )
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+        return cls(**values)
 
 
 def resize_shorter(picture: Image.Image, side: int, interpolation: str = "bicubic") -> Image.Image:
-    """The picture with its shorter side at `side` pixels; the longer one is rounded down, as torchvision does."""
+    """The picture with its shorter side at `side` pixels; the longer is rounded down, as torchvision does."""
     width, height = picture.size
     if min(width, height) == side:
         return picture
-    if width < height:
-        shape = (side, int(side * height / width))
-    else:
-        shape = (int(side * width / height), side)
+    shape = (side, int(side * height / width)) if width < height else (int(side * width / height), side)
     return picture.resize(shape, INTERPOLATIONS[interpolation])
 
 

@@ -102,23 +102,9 @@ def compare(
 
     rows, problems = [], []
     for size in batch_sizes:
-        try:
-            found = _run(candidate, theirs, size)
-        except ValueError as error:  # a batch or picture size that the file does not take
-            rows.append(GateRow(size, math.inf, math.inf, 0.0))
-            problems.append(f"batch {size}: {error}")
-            continue
-        row = _compare_logits(expected, found, size, tolerance * scale)
+        row, found = _compare_batches(expected, candidate, theirs, size, scale, tolerance)
         rows.append(row)
-        if not row.max_diff <= tolerance * scale:
-            problems.append(
-                f"batch {size}: logits differ by {row.max_diff:.2e}, which is {row.max_diff / scale:.1e} "
-                f"of the largest; allowed is {tolerance:.0e}"
-            )
-        if row.top1_agreement < 1:
-            problems.append(
-                f"batch {size}: the best class is the same for {row.top1_agreement:.1%} of pictures"
-            )
+        problems += found
     if candidate.card.preprocess != reference.card.preprocess:
         problems.append("the file's preprocessing record is not the model's")
     if (candidate.card.classes, candidate.card.names) != (reference.card.classes, reference.card.names):
@@ -138,16 +124,33 @@ def compare(
     )
 
 
-def _compare_logits(expected: Logits, found: Logits, batch_size: int, close: float) -> GateRow:
-    if found.shape != expected.shape or not np.isfinite(found).all():
-        return GateRow(batch_size, math.inf, math.inf, 0.0)
+def _compare_batches(
+    expected: Logits, candidate: Runtime, pixels: Pixels, size: int, scale: float, tolerance: float
+) -> tuple[GateRow, list[str]]:
+    """One batch size: its figures, and what is wrong with them."""
+    nothing = GateRow(size, math.inf, math.inf, 0.0)
+    try:
+        found = _run(candidate, pixels, size)
+    except ValueError as error:  # a batch or picture size that the file does not take
+        return nothing, [f"batch {size}: {error}"]
+    if found.shape != expected.shape:
+        return nothing, [f"batch {size}: the answer has shape {found.shape}, expected {expected.shape}"]
+    if not np.isfinite(found).all():
+        return nothing, [f"batch {size}: some logits are not finite"]
     difference = np.abs(found - expected)
-    every = np.arange(len(expected))
     # how far the class that the candidate chose lies below the reference's best
-    lost = expected.max(axis=1) - expected[every, found.argmax(axis=1)]
-    return GateRow(
-        batch_size, float(difference.max()), float(difference.mean()), float((lost <= close).mean())
-    )
+    lost = expected.max(axis=1) - expected[np.arange(len(expected)), found.argmax(axis=1)]
+    agreement = float((lost <= tolerance * scale).mean())
+    row = GateRow(size, float(difference.max()), float(difference.mean()), agreement)
+    problems = []
+    if row.max_diff > tolerance * scale:
+        problems.append(
+            f"batch {size}: logits differ by {row.max_diff:.2e}, which is {row.max_diff / scale:.1e} "
+            f"of the largest; allowed is {tolerance:.0e}"
+        )
+    if agreement < 1:
+        problems.append(f"batch {size}: the best class is the same for {agreement:.1%} of pictures")
+    return row, problems
 
 
 def _pixels(pictures: Sequence[Path], record: Preprocess) -> Pixels:
@@ -169,10 +172,10 @@ def pick_pictures(card: Card, verify: str | Path | None = None) -> tuple[list[Pa
     Spread evenly over the sorted files, and so over the classes; unreadable ones are passed over; shapes fill
     a rest.
     """
-    where = verify if verify is not None else card.recipe.get("data", {}).get("path")
+    where = verify or card.recipe.get("data", {}).get("path")
     if where == "shapes":
-        return _spread(find_pictures([shapes_folder()])), "shapes, the model's own data"
-    if where is None or (verify is None and not Path(where).exists()):
+        return _spread(find_pictures([shapes_folder()])), "shapes"
+    if not where or (verify is None and not Path(where).exists()):
         gone = f": the model's own, at {where}, are not here" if where else ""
         logging.getLogger(__name__).warning("the gate has no real pictures%s; it takes drawn shapes", gone)
         return _spread(find_pictures([shapes_folder()])), "drawn shapes"
@@ -185,10 +188,10 @@ def pick_pictures(card: Card, verify: str | Path | None = None) -> tuple[list[Pa
 
 def _spread(paths: Sequence[Path]) -> list[Path]:
     """At most `PICTURES` readable ones, evenly spaced."""
-    stride = max(1, len(paths) // PICTURES)
+    first = dict.fromkeys(np.linspace(0, len(paths) - 1, min(PICTURES, len(paths))).astype(int))
+    others = [i for i in range(len(paths)) if i not in first]  # stand in for those that cannot be read
     chosen: list[Path] = []
-    # the evenly spaced ones first; the others stand in for those that cannot be read
-    for path in [path for start in range(stride) for path in paths[start::stride]]:
+    for path in [paths[i] for i in (*first, *others)]:
         if len(chosen) == PICTURES:
             break
         try:

@@ -51,7 +51,7 @@ def evaluate(
 def held_out(card: Card, data: str | Path) -> list[Sample]:
     """The samples to measure on: never those that the model was trained on, where its recipe tells."""
     recipe = card.recipe.get("data", {})
-    if "path" not in recipe or Path(recipe["path"]).resolve() != Path(data).resolve():
+    if not recipe.get("path") or Path(recipe["path"]).resolve() != Path(data).resolve():
         return eval_samples(data, card.classes)
     dropped = inspect_folder(data).files_to_drop() if recipe["drop_bad"] else ()
     folder = open_folder(data, val_fraction=recipe["val_fraction"], seed=recipe["seed"], exclude=dropped)

@@ -186,8 +186,8 @@ class EMO(nn.Module):
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layer groups for layer-wise learning rates: stages, or single blocks."""
-        blocks = r"^stages\.(\d+)" if coarse else [(r"^stages\.0", (0,)), (r"^stages\.(\d+)\.(\d+)", None)]
-        return {"stem": r"^stages\.0", "blocks": blocks if coarse else blocks[1:] + [(r"^norm", (99999,))]}
+        blocks = r"^stages\.(\d+)" if coarse else [(r"^stages\.(\d+)\.(\d+)", None), (r"^norm", (99999,))]
+        return {"stem": r"^stages\.0", "blocks": blocks}
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

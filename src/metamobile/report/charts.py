@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 # The drawing's own units; the page scales it to the width of its column.
@@ -15,7 +15,7 @@ Point = tuple[float, float]
 
 @dataclass
 class Line:
-    """One named curve; `style` is a class of the page's style sheet, `show` how a value reads in the tip."""
+    """One named curve over epochs; `style` is a class of the style sheet, `show` a value in a tip."""
 
     name: str
     style: str
@@ -54,15 +54,6 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 
-def thin(points: Sequence[Point], most: int = 240) -> list[Point]:
-    """At most `most` points, each the mean of its neighbours, so that a long noisy log stays a small file."""
-    group = math.ceil(len(points) / most)
-    if group <= 1:
-        return list(points)
-    groups = [points[i : i + group] for i in range(0, len(points), group)]
-    return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
-
-
 def line_chart(
     title: str,
     lines: Sequence[Line],
@@ -71,30 +62,29 @@ def line_chart(
     high: float | None = None,
     best_epoch: int | None = None,
 ) -> Chart | None:
-    """Draw `lines` over epochs. None when no line has a finite value.
+    """Draw `lines` over epochs. None where no line has two finite values.
 
     `low`, `high` are limits that the value axis never passes (a percentage stays under 100).
     `best_epoch` puts a dot on the first line.
     """
     lines = [_finite(line) for line in lines]
     lines = [line for line in lines if line.points]
-    if not lines:
+    if max((len(line.points) for line in lines), default=0) < 2:
         return None
     values = [y for line in lines for _, y in line.points]
     y_values = ticks(min(values), max(values))
     y_values = [y for y in y_values if (low is None or y >= low) and (high is None or y <= high)]
     bottom_value, top_value = min(y_values[0], min(values)), max(y_values[-1], max(values))
     last_epoch = max(x for line in lines for x, _ in line.points)
-    first_epoch = min(1.0, min(x for line in lines for x, _ in line.points))
-    span = max(last_epoch - first_epoch, 1e-9)
+    first_epoch = min(x for line in lines for x, _ in line.points)
 
     def at(point: Point) -> Point:
-        x = LEFT + (point[0] - first_epoch) / span * (WIDTH - LEFT - RIGHT)
+        x = LEFT + (point[0] - first_epoch) / (last_epoch - first_epoch) * (WIDTH - LEFT - RIGHT)
         y = HEIGHT - BOTTOM - (point[1] - bottom_value) / (top_value - bottom_value) * (HEIGHT - TOP - BOTTOM)
         return round(x, 1), round(y, 1)
 
     for line in lines:
-        line.path = "M" + "L".join(f"{x} {y}" for x, y in map(at, thin(line.points)))
+        line.path = "M" + "L".join(f"{x} {y}" for x, y in map(at, line.points))
     whole = [x for x in ticks(first_epoch, last_epoch) if first_epoch <= x <= last_epoch and x == int(x)]
     chart = Chart(
         title=title,
@@ -106,7 +96,7 @@ def line_chart(
     best = next(((x, y) for x, y in lines[0].points if x == best_epoch), None)
     if best:
         x, y = at(best)
-        chart.mark = {"x": x, "y": y, "text": lines[0].show.format(best[1]), "style": lines[0].style}
+        chart.mark = {"x": x, "y": y, "style": lines[0].style}
     return chart
 
 
@@ -123,10 +113,10 @@ def _short(value: float) -> str:
     return f"{value:g}"
 
 
-def _columns(lines: Sequence[Line], at) -> list[dict]:
-    """One strip per whole epoch, with what each line says there."""
-    epochs = sorted({x for line in lines for x, _ in line.points if x == int(x) and x >= 1})
-    centres = [at((x, lines[0].points[0][1]))[0] for x in epochs]
+def _columns(lines: Sequence[Line], at: Callable[[Point], Point]) -> list[dict]:
+    """One strip an epoch, with what each line says there."""
+    epochs = sorted({x for line in lines for x, _ in line.points})
+    centres = [at((x, 0.0))[0] for x in epochs]
     columns = []
     for i, epoch in enumerate(epochs):
         left = (centres[i - 1] + centres[i]) / 2 if i else LEFT

@@ -10,7 +10,6 @@ import math
 from pathlib import Path
 
 import jinja2
-import yaml
 from markupsafe import Markup
 
 from metamobile.files import write_text
@@ -51,12 +50,10 @@ def write_report(run_folder: str | Path) -> Path:
 
 def render(run: RunRecord) -> str:
     """The page's HTML."""
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("metamobile.report", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
     here = Path(__file__).parent
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(here), autoescape=True, undefined=jinja2.StrictUndefined
+    )
     evaluation = run.evaluation
     names = list(evaluation["per_class"]) if evaluation else []
     view = {
@@ -87,17 +84,11 @@ def best_epoch(run: RunRecord) -> dict | None:
     return max(measured, key=lambda epoch: epoch["top1"], default=None)
 
 
-def _setting(run: RunRecord, section: str, key: str):
-    """A value of the resolved recipe, or None."""
-    recipe = yaml.safe_load(run.recipe) if run.recipe else {}
-    return recipe.get(section, {}).get(key)
-
-
 def _lead(run: RunRecord) -> str:
     data = run.start.get("data", {})
-    parts = [str(_setting(run, "model", "name") or "")]
-    if _setting(run, "data", "path"):
-        parts.append(f"trained on {Path(_setting(run, 'data', 'path')).name}")
+    parts = [str(run.setting("model", "name") or "")]
+    if run.setting("data", "path"):
+        parts.append(f"trained on {Path(run.setting('data', 'path')).name}")
     if data:
         parts.append(
             f"{data['classes']} classes, {data['train']:,} training and {data['val']:,} validation pictures"
@@ -106,7 +97,7 @@ def _lead(run: RunRecord) -> str:
 
 
 def _unfinished(run: RunRecord) -> str:
-    planned = _setting(run, "schedule", "epochs")
+    planned = run.setting("schedule", "epochs")
     done = run.epochs[-1]["epoch"] if run.epochs else 0
     if planned and done < planned:
         return f"It stands at epoch {done} of {planned}: metamobile train --resume {run.folder} goes on."
@@ -116,8 +107,8 @@ def _unfinished(run: RunRecord) -> str:
 def _figures(run: RunRecord) -> list[dict]:
     """The headline cards: value, unit, and a note that says what the value is of."""
     best = best_epoch(run)
-    planned = _setting(run, "schedule", "epochs") or (run.epochs[-1]["epoch"] if run.epochs else 0)
-    averaged = "averaged weights" if _setting(run, "ema", "enabled") else "weights"
+    planned = run.setting("schedule", "epochs") or (run.epochs[-1]["epoch"] if run.epochs else 0)
+    averaged = "averaged weights" if run.setting("ema", "enabled") else "weights"
     figures = []
     top1 = run.evaluation.get("top1", best and best["top1"])
     if top1 is not None:
@@ -163,7 +154,7 @@ def _file_note(run: RunRecord) -> str:
 
 
 def duration(seconds: float) -> tuple[str, str]:
-    """Seconds in the two largest units that matter: 6132 -> ("1:42", "h")."""
+    """Seconds in the two largest units that matter: 6132 -> ("1:43", "h")."""
     if seconds < 60:
         return f"{seconds:.0f}", "s"
     if seconds < 3600:
@@ -174,7 +165,7 @@ def duration(seconds: float) -> tuple[str, str]:
 
 def _charts(run: RunRecord) -> list[Chart]:
     epochs, best = run.epochs, best_epoch(run)
-    averaged = "averaged" if _setting(run, "ema", "enabled") else "validation"
+    averaged = "averaged" if run.setting("ema", "enabled") else "validation"
     chosen = best["epoch"] if best else None
 
     def series(name: str, style: str, key: str, show: str) -> Line:
@@ -206,7 +197,7 @@ def _commands(run: RunRecord) -> list[tuple[str, str]]:
     commands = []
     folder = str(run.folder)
     if (run.folder / "model.safetensors").is_file():
-        data = _setting(run, "data", "path") or "DATA"
+        data = run.setting("data", "path") or "DATA"
         commands += [
             ("Name pictures: files, folders or globs", f"metamobile predict {folder} photo.jpg"),
             ("Measure it on other pictures", f"metamobile eval {folder} --data {data}"),
@@ -215,7 +206,7 @@ def _commands(run: RunRecord) -> list[tuple[str, str]]:
                 f"metamobile export {folder} --to onnx",
             ),
         ]
-    if (run.folder / "last").is_dir():
+    if _unfinished(run) and (run.folder / "last").is_dir():
         commands.append(("Go on with training where it stopped", f"metamobile train --resume {folder}"))
     return commands
 

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 
 @dataclass
 class RunRecord:
-    """What a run left behind; `epochs` and `steps` in order, each once (a resumed run may repeat some)."""
+    """What a run left behind; `epochs` in order, each once (a resumed run may have written one twice)."""
 
     folder: Path
     start: dict = field(default_factory=dict)
     epochs: list[dict] = field(default_factory=list)
-    steps: list[dict] = field(default_factory=list)
     evaluation: dict = field(default_factory=dict)
     recipe: str = ""
+
+    def setting(self, section: str, key: str) -> Any:
+        """A value of the resolved recipe, or None."""
+        return self.settings.get(section, {}).get(key)
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        return yaml.safe_load(self.recipe) or {}
 
 
 def read_run(folder: str | Path) -> RunRecord:
@@ -30,17 +41,13 @@ def read_run(folder: str | Path) -> RunRecord:
         )
     record = RunRecord(folder)
     epochs: dict[int, dict] = {}
-    steps: dict[int, dict] = {}
     for line in _lines(metrics):
         kind = line.get("kind")
         if kind == "start":
             record.start = line
         elif kind == "epoch":
             epochs[line["epoch"]] = line
-        elif kind == "step":
-            steps[line["step"]] = line
     record.epochs = [epochs[key] for key in sorted(epochs)]
-    record.steps = [steps[key] for key in sorted(steps)]
     if (folder / "evaluation.json").is_file():
         record.evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     if (folder / "recipe.yaml").is_file():

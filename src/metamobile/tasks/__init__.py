@@ -1,8 +1,9 @@
-"""Tasks: each brings its data, model, loss, metric, result and drawing; nothing else asks which task it is."""
+"""Tasks: each brings its data, model, loss, metric, result and drawing; nothing else asks for its name."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from metamobile.errors import nearest
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from metamobile.data.folder import FolderData
+    from metamobile.data.inspect import Inspection
     from metamobile.data.loader import PictureDataset
     from metamobile.data.preprocess import Preprocess
     from metamobile.training.recipe import Recipe
@@ -23,10 +25,10 @@ class Task(Protocol):
 
     name: str
 
-    def check_data(self, recipe: Recipe) -> Any:
-        """The inspection of the recipe's data: `.problems`, `.ok`, `.files_to_drop()`."""
+    def check_data(self, recipe: Recipe, progress: Callable[[int, int], None]) -> Inspection:
+        """Read every file of the recipe's data; `progress` is called with (done, total)."""
 
-    def open_data(self, recipe: Recipe, exclude: Sequence[Any] = ()) -> FolderData: ...
+    def open_data(self, recipe: Recipe, exclude: Collection[Path] = ()) -> FolderData: ...
     def class_names(self, classes: Sequence[str]) -> list[str]: ...
     def build_model(self, recipe: Recipe, num_classes: int) -> nn.Module: ...
     def train_dataset(self, data: FolderData, recipe: Recipe) -> PictureDataset: ...
@@ -35,11 +37,13 @@ class Task(Protocol):
         """`loss(forward, inputs, targets)` -> (scalar loss, outputs)."""
 
     def make_metric(self, names: Sequence[str]) -> Any:
-        """`update(outputs, targets)` with NumPy arrays, `compute()` -> figures with `main_figure` among them."""
+        """`update(outputs, targets)` with arrays, `compute()` -> figures, `main_figure` among them."""
 
     main_figure: str  # the figure, the higher the better, that chooses the best epoch
 
-    def worst(self, outputs: Tensor, data: FolderData, names: Sequence[str], most: int) -> list[dict[str, Any]]:
+    def worst(
+        self, outputs: Tensor, data: FolderData, names: Sequence[str], most: int
+    ) -> list[dict[str, Any]]:
         """The validation pictures that the model is most wrong about, for the report."""
 
 

@@ -1,7 +1,7 @@
 """The training loop. It knows a task only through its protocol, and devices only through Accelerate.
 
-All randomness is a function of (seed, epoch, index): the order of the data, each augmentation, drop path. So a run
-that goes on from an epoch's end ends in the weights of a run that never stopped.
+All randomness is a function of (seed, epoch, index): order of the data, each augmentation, drop path. So a
+run that goes on from an epoch's end ends in the weights of a run that never stopped.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class TrainingDiverged(ValueError):
 
 
 class Loop:
-    """Epochs of one run. All that it works with is given; `run` trains from `progress` to the recipe's last epoch."""
+    """A run's epochs, with all that they work with; `run` goes from `progress` to the recipe's last epoch."""
 
     def __init__(
         self,
@@ -89,10 +89,12 @@ class Loop:
         )
 
     def run(self) -> None:
-        """Errors: Interrupted after a signal, TrainingDiverged; the state of the last whole epoch is on disk."""
+        """Errors: Interrupted after a signal, TrainingDiverged; the last whole epoch's state is on disk."""
         epochs = self.recipe.schedule.epochs
         total, done = epochs * self.steps_per_epoch, self.progress.epoch * self.steps_per_epoch
         with self._signals(), self.reporter.bar(total, done) as bar:
+            if self.progress.epoch == 0:  # so that a stop in the first epoch can be gone on from, too
+                save_state(self.accelerator, self.folder.state)
             for epoch in range(self.progress.epoch, epochs):
                 self._epoch(epoch, bar)
 
@@ -123,18 +125,21 @@ class Loop:
         better = value > self.progress.best
         if better:
             self.progress.best, self.progress.best_epoch = value, line["epoch"]
+        # The state comes last: a kill before it repeats this epoch, which writes the same files once more.
+        if self.accelerator.is_main_process:
+            weights = self.average.module if self.average else self.plain
+            self.save_weights(weights, figures, False)
+            if better:
+                self.save_weights(weights, figures, True)
+            self.folder.record(kind="epoch", **line)
         save_state(self.accelerator, self.folder.state)
-        if not self.accelerator.is_main_process:
-            return
-        weights = self.average.module if self.average else self.plain
-        self.save_weights(weights, figures, False)
-        if better:
-            self.save_weights(weights, figures, True)
-        self.folder.record(kind="epoch", **line)
+        self._say_epoch(line, better)
+
+    def _say_epoch(self, line: dict[str, Any], better: bool) -> None:
         epochs = self.recipe.schedule.epochs
         measured = (
             f"val loss {line['val_loss']:.3f}  top-1 {line['top1']:.2f} %{'  best' if better else ''}"
-            if figures
+            if "top1" in line
             else "not measured"
         )
         left = self.progress.seconds / line["epoch"] * (epochs - line["epoch"])
@@ -153,7 +158,10 @@ class Loop:
             if index == 0:  # after the loader has drawn what it draws, which depends on its workers
                 set_seed(run.seed * 100_003 + epoch, device_specific=True)
             if self._stop:
-                raise Interrupted(f"stopped in epoch {epoch + 1}; what epoch {epoch} left is kept")
+                raise Interrupted(
+                    f"stopped in epoch {epoch + 1}, whose steps so far are dropped; the state "
+                    f"{f'after epoch {epoch}' if epoch else 'of the start'} is kept"
+                )
             self.schedule.step_update(self.progress.step)
             if run.channels_last:
                 pictures = pictures.to(memory_format=torch.channels_last)
@@ -161,33 +169,36 @@ class Loop:
                 loss, _ = self.loss(self.forward, pictures, targets)
             self.accelerator.backward(loss)
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), clip or math.inf)
+            loss = loss.detach()
             self._check_finite(loss, norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.progress.step += 1
             if self.average is not None:
                 self.average.update(self.plain, step=self.progress.step)
-            total += loss.detach()
+            total += loss
             bar.step(f"epoch {epoch + 1}")
             if self.progress.step % run.log_every == 0 and self.accelerator.is_main_process:
-                self._log_step(epoch, float(loss), float(norm))
-        return float(total) / self.steps_per_epoch
+                self._log_step(epoch, loss.item(), norm.item() if norm is not None else 0.0)
+        return total.item() / self.steps_per_epoch
 
     def _log_step(self, epoch: int, loss: float, norm: float) -> None:
         lr = self.optimizer.param_groups[0]["lr"]
         self.folder.record(
             kind="step", step=self.progress.step, epoch=epoch + 1, loss=loss, lr=lr, grad_norm=norm
         )
-        self.reporter.note(f"step {self.progress.step}  loss {loss:.4f}  lr {lr:.3e}  gradient norm {norm:.3f}")
+        self.reporter.note(
+            f"step {self.progress.step}  loss {loss:.4f}  lr {lr:.3e}  gradient norm {norm:.3f}"
+        )
 
-    def _check_finite(self, loss: Tensor, norm: Tensor | None) -> None:
-        if torch.isfinite(loss) and (norm is None or torch.isfinite(norm)):
+    def _check_finite(self, loss: Tensor, norm: Tensor) -> None:
+        if torch.isfinite(loss + norm):  # one look at the device, not two
             return
         lr = self.optimizer.param_groups[0]["lr"]
         raise TrainingDiverged(
-            f"training diverged at step {self.progress.step + 1}: loss {float(loss):.4g}, gradient norm "
-            f"{float('nan') if norm is None else float(norm):.4g}, lr {lr:.3g}; the state after epoch "
-            f"{self.progress.epoch} is kept. Try a lower optim.lr, a longer schedule.warmup_epochs, or run.precision=fp32"
+            f"training diverged at step {self.progress.step + 1}: loss {loss.item():.4g}, gradient norm "
+            f"{float(norm):.4g}, lr {lr:.3g}; the state after epoch {self.progress.epoch} is kept. "
+            "Try a lower optim.lr, a longer schedule.warmup_epochs, or run.precision=fp32"
         )
 
     @torch.inference_mode()

@@ -8,18 +8,32 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 class Reporter:
     """Lines to standard error and to the run's log file; a progress bar where a person looks."""
 
-    def __init__(self, log: Path | None = None, quiet: bool = False) -> None:
-        self.log = log
+    def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.interactive = sys.stderr.isatty() and not quiet
-        self._bar: Progress | None = None
+        self._log: Path | None = None
+        self._early: list[str] = []  # said before there was a log file
+
+    def start_log(self, path: Path) -> None:
+        self._log = path
+        for line in self._early:
+            self.note(line)
+        self._early = []
 
     def say(self, line: str) -> None:
         if not self.quiet:
@@ -28,9 +42,11 @@ class Reporter:
 
     def note(self, line: str) -> None:
         """To the log file alone."""
-        if self.log is not None:
-            with self.log.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+        if self._log is None:
+            self._early.append(line)
+            return
+        with self._log.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
 
     @contextmanager
     def bar(self, total: int, done: int = 0) -> Iterator[Bar]:
@@ -44,12 +60,14 @@ class Reporter:
 class Bar:
     """One line of a progress display."""
 
-    def __init__(self, progress: Progress, task: int) -> None:
+    def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress = progress
         self._task = task
 
-    def step(self, text: str | None = None, advance: int = 1) -> None:
-        if text is None:
-            self._progress.update(self._task, advance=advance)
-        else:
-            self._progress.update(self._task, advance=advance, description=text)
+    def step(self, text: str) -> None:
+        """One more done, described by `text`."""
+        self._progress.update(self._task, advance=1, description=text)
+
+    def move(self, text: str, done: int, total: int) -> None:
+        """`done` of `total`, described by `text`."""
+        self._progress.update(self._task, completed=done, total=total, description=text)

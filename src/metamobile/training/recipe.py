@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from metamobile.errors import nearest
 
 @dataclass
 class ModelSettings:
-    """`pretrained`: weights to start from (a run, a file, a shipped name). `drop_path_rate` None: the variant's own.
-    `args` go to the network's constructor as they are."""
+    """`pretrained`: weights to start from (a run, file or shipped name). `drop_path_rate` None: the variant's
+    own. `args` go to the network's constructor as they are."""
 
     name: str = "emo_1m"
     pretrained: str | None = None
@@ -31,7 +32,9 @@ class ModelSettings:
 @dataclass
 class DataSettings:
     """`size` is the side in pixels, or (height, width); `resize` the shorter side before evaluation's crop.
-    `drop_bad` leaves out the files that `check` names; `cache` keeps decoded pictures in memory."""
+
+    `check` reads every file first, as `metamobile check` does, and stops at bad ones; `drop_bad` leaves those
+    out instead. `cache` keeps decoded pictures in memory, if they fit."""
 
     path: str = ""
     size: int | list[int] = 224
@@ -41,6 +44,7 @@ class DataSettings:
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
     val_fraction: float = 0.2
     seed: int = 0
+    check: bool = True
     drop_bad: bool = False
     cache: bool = True
 
@@ -52,8 +56,8 @@ class DataSettings:
 
 @dataclass
 class AugmentSettings:
-    """timm's training transform: `scale` and `ratio` of the random crop's area and shape, `auto_augment` in timm's
-    notation, `erase` the probability of random erasing; `mixup` and `cutmix` their alphas."""
+    """timm's training transform: `scale` and `ratio` of the random crop's area and shape, `auto_augment` in
+    timm's notation, `erase` the probability of random erasing; `mixup` and `cutmix` their alphas."""
 
     scale: list[float] = field(default_factory=lambda: [0.35, 1.0])
     ratio: list[float] = field(default_factory=lambda: [0.75, 1.3333])
@@ -96,7 +100,12 @@ class LossSettings:
 
 @dataclass
 class EmaSettings:
-    """Average of the weights; with `warmup` its decay grows as 1 - (1 + step)^(-2/3) up to `decay`."""
+    """Average of the weights over the last steps, some 1 / (1 - decay) of them.
+
+    With `warmup` the decay grows as 1 - step^(-2/3) up to `decay`: the average spans step^(2/3) steps,
+    45 of 300, 460 of 10,000; what the weights were before training is forgotten within the first hundred.
+    Without it, the start keeps a share of decay^step: after 300 steps at 0.9998, 94 %.
+    """
 
     enabled: bool = True
     decay: float = 0.9998
@@ -105,7 +114,8 @@ class EmaSettings:
 
 @dataclass
 class RunSettings:
-    """`precision` fp32 or bf16; `device` auto, cpu, cuda or mps; `log_every` in steps, `eval_every` in epochs."""
+    """`batch_size` is over all processes; `precision` fp32 or bf16; `device` auto, cpu, cuda, cuda:1 or mps;
+    `log_every` in steps, `eval_every` in epochs."""
 
     batch_size: int = 64
     precision: str = "fp32"
@@ -134,8 +144,10 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
-        """Errors: ValueError for an unknown key, with the nearest one, or a value of the wrong type."""
-        return _build(cls, values, "")
+        """Errors: ValueError for an unknown key, with the nearest, or a value of wrong type or range."""
+        recipe = _build(cls, values, "")
+        _check_ranges(recipe)
+        return recipe
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -145,42 +157,44 @@ class Recipe:
 
     def override(self, settings: Sequence[str]) -> Recipe:
         """A copy with `section.key=value` settings, values written as in YAML. Errors: as `from_dict`."""
-        values = self.to_dict()
+        values: dict[str, Any] = {}
         for setting in settings:
             key, equals, text = setting.partition("=")
             if not equals:
                 raise ValueError(f"--set {setting!r} is not of the form section.key=value")
+            try:
+                values[key.strip()] = yaml.safe_load(text)
+            except yaml.YAMLError as error:
+                raise ValueError(
+                    f"--set {setting!r}: the value is not YAML ({error.__class__.__name__})"
+                ) from error
+        return self.replace(values)
+
+    def replace(self, settings: Mapping[str, Any]) -> Recipe:
+        """A copy with other values for {"section.key": value}. Errors: as `from_dict`."""
+        values = self.to_dict()
+        for key, value in settings.items():
             place = values
-            *sections, last = key.strip().split(".")
+            *sections, last = key.split(".")
             for section in sections:
                 if not isinstance(place.get(section), dict):
-                    raise ValueError(f"the recipe has no section {section!r}; known are {_names(place)}")
+                    raise ValueError(
+                        f"the recipe has no setting {key!r}; {section!r} is no section, known are "
+                        f"{', '.join(place)}{nearest(section, place)}"
+                    )
                 place = place[section]
             if last not in place and sections != ["model", "args"]:
-                raise ValueError(
-                    f"the recipe has no setting {key.strip()!r}{nearest(key.strip(), _keys(self.to_dict()))}"
-                )
-            place[last] = _scalar(text)
+                known = _keys(self.to_dict())
+                same = [name for name in known if name.split(".")[-1] == last]  # lr for optim.lr
+                near = f"; did you mean {same[0]!r}?" if same else nearest(key, known)
+                raise ValueError(f"the recipe has no setting {key!r}{near}")
+            place[last] = value
         return Recipe.from_dict(values)
 
     @property
     def lr(self) -> float:
         """The peak learning rate, after scaling to the batch size."""
         return self.optim.lr * (self.run.batch_size / self.optim.lr_per if self.optim.lr_per else 1)
-
-
-def _scalar(text: str) -> Any:
-    value = yaml.safe_load(text)
-    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _names(values: dict[str, Any]) -> str:
-    return ", ".join(values)
 
 
 def _keys(values: dict[str, Any], prefix: str = "") -> list[str]:
@@ -192,16 +206,21 @@ def _keys(values: dict[str, Any], prefix: str = "") -> list[str]:
 
 def _build(cls: type, values: Any, where: str) -> Any:
     if not isinstance(values, dict):
-        raise ValueError(f"recipe: {where or 'the file'} is {values!r}; expected settings, one 'key: value' a line")
+        raise ValueError(
+            f"recipe: {where or 'the file'} is {values!r}; expected settings, one 'key: value' a line"
+        )
     hints = typing.get_type_hints(cls)
     known = [f.name for f in dataclasses.fields(cls)]
     built = {}
     for key, value in values.items():
         place = f"{where}.{key}" if where else str(key)
         if key not in known:
-            raise ValueError(f"recipe: no setting {place!r}; known are {', '.join(known)}{nearest(str(key), known)}")
+            raise ValueError(
+                f"recipe: no setting {place!r}; known are {', '.join(known)}{nearest(str(key), known)}"
+            )
         hint = hints[key]
-        built[key] = _build(hint, value, place) if dataclasses.is_dataclass(hint) else _check(hint, value, place)
+        build = _build if dataclasses.is_dataclass(hint) else _check
+        built[key] = build(hint, value, place)
     return cls(**built)
 
 
@@ -209,17 +228,89 @@ def _check(hint: Any, value: Any, place: str) -> Any:
     """`value`, or the number it stands for, if it is of the type `hint`."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for option in options:
-        kind = typing.get_origin(option) or option
-        if kind is float and isinstance(value, str):
-            value = _scalar(value)
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if kind is int and isinstance(value, float) and value.is_integer() and float not in options:
-            return int(value)
-        if isinstance(value, kind) and not (kind in (int, float) and isinstance(value, bool)):
-            return value
-    wanted = " or ".join("null" if o is type(None) else getattr(o, "__name__", str(o)) for o in options)
-    raise ValueError(f"recipe: {place} is {value!r}; expected {wanted}")
+        try:
+            return _convert(option, value, place)
+        except TypeError:
+            continue
+    raise ValueError(f"recipe: {place} is {value!r}; expected {' or '.join(_words(o) for o in options)}")
+
+
+def _convert(option: Any, value: Any, place: str) -> Any:
+    """Errors: TypeError for a value of another type."""
+    if option is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            value = float(value)
+        except ValueError:
+            raise TypeError from None
+    if option in (int, float):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise TypeError
+        if option is int and value != int(value):
+            raise TypeError
+        return option(value)
+    kind = typing.get_origin(option) or option
+    if not isinstance(value, kind):
+        raise TypeError
+    if kind is list and typing.get_args(option):
+        return [_check(typing.get_args(option)[0], item, f"{place}[{i}]") for i, item in enumerate(value)]
+    return value
+
+
+def _words(option: Any) -> str:
+    """A type as people call it."""
+    if typing.get_args(option):
+        return f"a list of {_words(typing.get_args(option)[0])}s"
+    words = {type(None): "null", int: "whole number", float: "number", str: "text", bool: "true or false"}
+    return words.get(option) or {list: "a list", dict: "settings"}.get(option, str(option))
+
+
+_RANGES = {
+    "data.val_fraction": (0.01, 0.99),
+    "augment.hflip": (0, 1),
+    "augment.erase": (0, 1),
+    "model.drop_rate": (0, 0.99),
+    "optim.lr": (1e-12, math.inf),
+    "optim.weight_decay": (0, math.inf),
+    "optim.clip_norm": (0, math.inf),
+    "schedule.epochs": (1, math.inf),
+    "schedule.warmup_epochs": (0, math.inf),
+    "loss.label_smoothing": (0, 0.99),
+    "ema.decay": (0, 1),
+    "run.batch_size": (1, math.inf),
+    "run.workers": (0, math.inf),
+    "run.eval_every": (1, math.inf),
+    "run.log_every": (1, math.inf),
+}
+_LENGTHS = {
+    "data.size": 2,
+    "data.mean": 3,
+    "data.std": 3,
+    "optim.betas": 2,
+    "augment.scale": 2,
+    "augment.ratio": 2,
+}
+_CHOICES = {
+    "run.precision": ("fp32", "bf16"),
+    "augment.interpolation": ("random", "bilinear", "bicubic"),
+}
+
+
+def _check_ranges(recipe: Recipe) -> None:
+    def value_of(place: str) -> Any:
+        section, key = place.split(".")
+        return getattr(getattr(recipe, section), key)
+
+    for place, (low, high) in _RANGES.items():
+        if not low <= value_of(place) <= high:
+            wanted = f"at least {low}" if high == math.inf else f"{low} to {high}"
+            raise ValueError(f"recipe: {place} is {value_of(place)}; expected {wanted}")
+    for place, length in _LENGTHS.items():
+        if isinstance(value_of(place), list) and len(value_of(place)) != length:
+            raise ValueError(f"recipe: {place} is {value_of(place)}; expected {length} numbers")
+    for place, choices in _CHOICES.items():
+        if value_of(place) not in choices:
+            near = nearest(value_of(place), choices)
+            raise ValueError(f"recipe: {place} is {value_of(place)!r}; expected {' or '.join(choices)}{near}")
 
 
 def recipe_folder() -> Path:
@@ -230,7 +321,7 @@ def recipe_folder() -> Path:
 
 
 def load_recipe(name: str | Path) -> Recipe:
-    """A recipe by name, or from a YAML file. Errors: ValueError with the nearest name or the wrong setting."""
+    """A recipe by name, or from a YAML file. Errors: ValueError with the nearest name or wrong setting."""
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         known = sorted(p.stem for p in recipe_folder().glob("*.yaml"))

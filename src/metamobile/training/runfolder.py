@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from pathlib import Path
 from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
 
 from metamobile.files import write_text
 from metamobile.training.recipe import Recipe
@@ -14,8 +17,8 @@ from metamobile.training.recipe import Recipe
 class RunFolder:
     """Paths and small writes of one run.
 
-    recipe.yaml (resolved), model.safetensors (best averaged weights), last.safetensors, last/ (exact state for
-    resuming), metrics.jsonl, log.txt, tensorboard/, evaluation.json, report.html.
+    recipe.yaml (resolved), model.safetensors (best averaged weights), last.safetensors, last/ (exact state to
+    go on from), metrics.jsonl, log.txt, tensorboard/, evaluation.json, report.html.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -29,24 +32,42 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self.evaluation = self.path / "evaluation.json"
 
-    def create(self, recipe: Recipe, *, overwrite: bool = False) -> None:
-        """Errors: ValueError if something is there, and `overwrite` does not allow to replace it or it is no run."""
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            if not overwrite:
-                raise ValueError(
-                    f"{self.path}: is there already; give another --out, --overwrite to replace it, "
-                    f"or --resume {self.path} to go on"
-                )
-            if not self.recipe.is_file():
-                raise ValueError(f"{self.path}: not a run folder (no recipe.yaml), so it is not replaced")
+    def check_free(self, overwrite: bool) -> None:
+        """Errors: ValueError if something is there that is no run, or that `overwrite` does not give up."""
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            return
+        if not overwrite:
+            raise ValueError(
+                f"{self.path}: is there already; give another --out, --overwrite to replace it, "
+                f"or --resume {self.path} to go on"
+            )
+        if not self.recipe.is_file():
+            raise ValueError(f"{self.path}: not a run folder (no recipe.yaml), so it is not replaced")
+
+    def create(self, recipe: Recipe) -> None:
+        """An empty folder with the recipe; what `check_free` allowed to replace is deleted."""
+        if self.path.exists():
             shutil.rmtree(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True)
+        self.write_recipe(recipe)
+
+    def write_recipe(self, recipe: Recipe) -> None:
         write_text(self.recipe, recipe.to_yaml())
 
-    def record(self, **values: Any) -> None:
-        """Append one line to metrics.jsonl."""
+    def record(self, kind: str, **values: Any) -> None:
+        """Append one line to metrics.jsonl, and the numbers of a step or an epoch to TensorBoard's events."""
         with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(json.dumps({"kind": kind, **values}) + "\n")
+        if kind in ("step", "epoch"):
+            for name, value in values.items():
+                if name not in ("step", "epoch"):
+                    self._events.add_scalar(f"{kind}/{name}", value, values[kind])
+        if kind == "epoch":
+            self._events.flush()
+
+    @functools.cached_property
+    def _events(self) -> SummaryWriter:
+        return SummaryWriter(str(self.tensorboard))
 
     def write_evaluation(self, figures: dict[str, Any]) -> None:
         write_text(self.evaluation, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")

@@ -13,13 +13,15 @@ from timm.utils import ModelEmaV3
 
 @dataclass
 class Progress:
-    """Where a run stands; saved with its state. `epoch` counts finished epochs, `step` optimiser steps."""
+    """Where a run stands; saved with its state. `epoch` counts finished epochs, `step` optimiser steps, `best`
+    is the main figure of `best_epoch`."""
 
     epoch: int = 0
     step: int = 0
     seconds: float = 0.0
     best: float = float("-inf")
     best_epoch: int = 0
+    steps_per_epoch: int = 0
 
     def state_dict(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -42,7 +44,7 @@ class AverageState:
 
 
 def save_state(accelerator: Accelerator, folder: Path) -> None:
-    """Model, average, optimiser, data order, generators and progress, whole or not at all."""
+    """Model, average, optimiser and progress, whole or not at all; nothing else decides how a run goes on."""
     aside, old = folder.with_name(".last.part"), folder.with_name(".last.old")
     if accelerator.is_main_process:
         shutil.rmtree(aside, ignore_errors=True)
@@ -65,6 +67,6 @@ def load_state(accelerator: Accelerator, folder: Path) -> None:
         old.rename(folder)
     if not folder.is_dir():
         raise ValueError(
-            f"{folder.parent}: no finished epoch to go on from (no {folder.name}/); train again with --overwrite"
+            f"{folder.parent}: no state to go on from (no {folder.name}/); train again with --overwrite"
         )
     accelerator.load_state(str(folder))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import signal
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -18,26 +17,26 @@ from accelerate.utils import DataLoaderConfiguration, set_seed
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import nn
-from torchdata.stateful_dataloader import StatefulDataLoader
+from torch.utils.data import DataLoader
 
 from metamobile.data.folder import FolderData
 from metamobile.data.loader import PictureDataset
 from metamobile.data.preprocess import Preprocess
 from metamobile.errors import DataError
 from metamobile.models.create import resolved_args
-from metamobile.models.emo import padded_share
 from metamobile.tasks import Task, get_task
 from metamobile.training.finetune import load_pretrained
 from metamobile.training.loop import Interrupted, Loop
 from metamobile.training.progress import Reporter
 from metamobile.training.recipe import Recipe, load_recipe
 from metamobile.training.runfolder import RunFolder
+from metamobile.training.start import say_what_will_happen, start_record
 from metamobile.training.state import AverageState, Progress, load_state
 from metamobile.weights.card import Card, current_versions
 from metamobile.weights.file import load_weights, save_weights
 
-MOST_PADDED = 0.10  # share of padded tokens above which a run says so
 DEFAULT_RECIPE = "small-data"
+MOST_NAMED = 100  # bad files in one error message
 
 
 @dataclass
@@ -69,64 +68,65 @@ def train(
     """Train the network `name` on the folder `data` and leave a run folder (runs/NAME-DATA unless `out`).
 
     `recipe` is a name, a YAML file or a Recipe; the other arguments and `set` ("optim.lr=1e-3") override it.
-    `resume` goes on with a run and takes its recipe from there. Errors: ValueError for a wrong setting or
-    an `out` that exists, DataError for bad files, Interrupted after a signal, TrainingDiverged.
+    `resume` goes on with a run by its own recipe, of which only `epochs`, `workers` and `device` can change.
+    Errors: ValueError for a wrong setting or an `out` that exists, DataError for bad files, Interrupted after
+    a signal, TrainingDiverged.
     """
+    given = {
+        "model.name": name,
+        "data.path": None if data is None else str(data),
+        "data.size": size if size is None or isinstance(size, int) else list(size),
+        "data.drop_bad": drop_bad or None,
+        "run.batch_size": batch_size,
+        "schedule.epochs": epochs,
+        "run.workers": workers,
+        "run.device": device,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
     if resume is not None:
-        if name or data or recipe or out or set:
-            raise ValueError("--resume takes all settings from the run; give it alone (--epochs may change them)")
         folder = RunFolder(resume)
+        others = [key for key in given if key not in ("schedule.epochs", "run.workers", "run.device")]
+        if others or recipe is not None or out is not None or set or overwrite:
+            raise ValueError(
+                f"{folder.path}: a run goes on by its own recipe; beside --resume, "
+                "only --epochs, --workers and --device can be given"
+            )
         if not folder.recipe.is_file():
             raise ValueError(f"{folder.path}: not a run folder (no recipe.yaml)")
         recipe = folder.recipe
     resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe or DEFAULT_RECIPE)
-    given = {
-        "model.name": name,
-        "data.path": None if data is None else str(data),
-        "schedule.epochs": epochs,
-        "data.size": list(size) if isinstance(size, Sequence) else size,
-        "run.batch_size": batch_size,
-        "run.workers": workers,
-        "run.device": device,
-        "data.drop_bad": True if drop_bad else None,
-    }
-    resolved = resolved.override([f"{key}={value}" for key, value in given.items() if value is not None])
-    resolved = resolved.override(set)
+    resolved = resolved.replace(given).override(set)
     if not resolved.data.path:
-        raise ValueError("no data was given; --data FOLDER names a folder of class folders, --data shapes drawn ones")
+        raise ValueError(
+            "no data was given; --data FOLDER names a folder of class folders, --data shapes drawn ones"
+        )
     if resume is None:
-        folder = RunFolder(out or Path("runs") / f"{resolved.model.name}-{Path(resolved.data.path).resolve().name}")
-        _check_settings(resolved)
+        folder = RunFolder(
+            out or Path("runs") / f"{resolved.model.name}-{Path(resolved.data.path).resolve().name}"
+        )
+        folder.check_free(overwrite)
     try:
-        return _train(resolved, folder, resume is not None, overwrite, quiet)
+        return _train(resolved, folder, resume is not None, quiet)
     finally:
-        AcceleratorState._reset_state(True)  # so that one process can train again with another precision or device
+        AcceleratorState._reset_state(
+            True
+        )  # so that one process can train again with another precision or device
 
 
-def _train(recipe: Recipe, folder: RunFolder, resume: bool, overwrite: bool, quiet: bool) -> Run:
+def _train(recipe: Recipe, folder: RunFolder, resume: bool, quiet: bool) -> Run:
     accelerator = _accelerator(recipe)
     reporter = Reporter(quiet=quiet or not accelerator.is_main_process)
+    recipe = _fit_warmup(recipe, reporter)
     task = get_task(recipe.task)
-    data = _open_data(task, recipe, reporter)
+    data = _open_data(task, recipe, resume, reporter)
     names = task.class_names(data.classes)
     set_seed(recipe.run.seed)
     model = task.build_model(recipe, len(names))
-    if accelerator.is_main_process and not resume:
-        folder.create(recipe, overwrite=overwrite)
-    accelerator.wait_for_everyone()
-    reporter.log = folder.log if accelerator.is_main_process else None
     if recipe.model.pretrained and not resume:
-        load_pretrained(model, recipe.model.pretrained, reporter)
-    _say_what_will_happen(recipe, data, model, folder, reporter)
-
-    record = preprocess_record(recipe)
-    loaders = (
-        _loader(task.train_dataset(data, recipe), recipe, reporter, shuffle=True),
-        _loader(task.val_dataset(data, recipe, record), recipe, reporter, shuffle=False),
-    )
+        load_pretrained(model, data.classes, recipe.model.pretrained, reporter)
     if recipe.run.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    optimizer = create_optimizer_v2(
+    optimizer = create_optimizer_v2(  # no weight decay for vectors, biases and what the model exempts
         model,
         opt=recipe.optim.name,
         lr=recipe.lr,
@@ -134,24 +134,47 @@ def _train(recipe: Recipe, folder: RunFolder, resume: bool, overwrite: bool, qui
         betas=tuple(recipe.optim.betas),
         eps=recipe.optim.eps,
     )
+    record = preprocess_record(recipe)
+    loaders = (
+        _loader(task.train_dataset(data, recipe), recipe, accelerator, reporter, training=True),
+        _loader(task.val_dataset(data, recipe, record), recipe, accelerator, reporter, training=False),
+    )
     model, optimizer, train_loader, val_loader = accelerator.prepare(model, optimizer, *loaders)
+    plain = accelerator.unwrap_model(model)
     average = None
     if recipe.ema.enabled:
-        average = ModelEmaV3(
-            accelerator.unwrap_model(model), decay=recipe.ema.decay, use_warmup=recipe.ema.warmup
-        )
+        average = ModelEmaV3(plain, decay=recipe.ema.decay, use_warmup=recipe.ema.warmup)
         accelerator.register_for_checkpointing(AverageState(average))
-    progress = Progress()
+    progress = Progress(steps_per_epoch=len(train_loader))
     accelerator.register_for_checkpointing(progress)
     if resume:
         load_state(accelerator, folder.state)
-        reporter.say(f"going on after epoch {progress.epoch}")
+        _check_resumed(progress, len(train_loader), folder)
+    if accelerator.is_main_process:
+        if resume:
+            folder.write_recipe(recipe)
+        else:
+            folder.create(recipe)
+            folder.record("start", **start_record(recipe, data, plain))
+        reporter.start_log(folder.log)
+    accelerator.wait_for_everyone()
+    if resume:
+        left = recipe.schedule.epochs - progress.epoch
+        what = (
+            f"going on with epoch {progress.epoch + 1}"
+            if left > 0
+            else "nothing is left to train; a larger --epochs would go on"
+        )
+        reporter.say(f"{folder.path}: {progress.epoch} of {recipe.schedule.epochs} epochs are done, {what}")
+    else:
+        steps = recipe.schedule.epochs * len(train_loader)
+        say_what_will_happen(recipe, data, plain, optimizer.optimizer, steps, reporter)
 
     def save(network: nn.Module, figures: dict[str, Any], best: bool) -> None:
         kind = "averaged weights" if average is not None else "weights"
         chosen = f"best {kind} by validation {task.main_figure}" if best else f"last {kind}"
-        metrics = {k: figures[k] for k in ("top1", "top5", "loss") if k in figures}
-        metrics |= {"epoch": progress.best_epoch if best else progress.epoch, "chosen": chosen}
+        metrics: dict[str, Any] = {k: figures[k] for k in ("top1", "top5", "loss") if k in figures}
+        metrics |= {"epoch": progress.epoch, "chosen": f"{chosen}, epoch {progress.epoch}"}
         card = Card(
             recipe.model.name,
             {**recipe.model.args, **resolved_args(network)},
@@ -165,8 +188,6 @@ def _train(recipe: Recipe, folder: RunFolder, resume: bool, overwrite: bool, qui
         )
         save_weights(folder.model if best else folder.last_model, network.state_dict(), card)
 
-    if accelerator.is_main_process and not resume:
-        folder.record(kind="start", **_start(recipe, data, model))
     loop = Loop(
         task=task,
         recipe=recipe,
@@ -191,69 +212,110 @@ def _train(recipe: Recipe, folder: RunFolder, resume: bool, overwrite: bool, qui
 
 
 def _close(loop: Loop, data: FolderData, folder: RunFolder, reporter: Reporter) -> Run:
-    """Measure the chosen weights once more, from the file, and write the evaluation and the report."""
+    """Measure the chosen weights once more, from their file; write the evaluation and the report."""
     state, card = load_weights(folder.model)
     loop.plain.load_state_dict(state)
     figures, outputs = loop.evaluate(loop.plain)
     if loop.accelerator.is_main_process:
         worst = loop.task.worst(outputs, data, loop.names, most=24)
         folder.write_evaluation({**figures, "wrong": worst})
-        from metamobile.report import write_report
+        reporter.say(
+            f"{folder.model}: {card.metrics['chosen']}; top-1 {figures['top1']:.2f} % on "
+            f"{len(data.val):,} pictures, {loop.progress.seconds / 60:.1f} minutes of training"
+        )
+        reporter.say(f"next: metamobile predict {folder.path} PICTURES")
+        reporter.say(f"      metamobile export {folder.path} --to onnx")
+        from metamobile.report import write_report  # last: all else is safe by now, whatever happens in there
 
         write_report(folder.path)
-        reporter.say(
-            f"{card.metrics['chosen']}: epoch {card.metrics['epoch']}, top-1 {figures['top1']:.2f} % on "
-            f"{len(data.val):,} pictures, after {loop.progress.seconds / 60:.1f} minutes"
-        )
     return Run(folder.path, card, figures)
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:
+    """Errors: ValueError for a device that is unknown or not there."""
     run = recipe.run
-    if run.device not in ("auto", "cpu", "cuda", "mps"):
-        raise ValueError(f"run.device {run.device!r} is unknown; known are auto, cpu, cuda, mps")
-    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if run.device in available and not available[run.device]():
-        raise ValueError(f"run.device {run.device!r} is not available on this machine; use auto or cpu")
+    if run.device != "auto":
+        try:
+            device = torch.device(run.device)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # an unknown name; torch built without this device
+            raise ValueError(
+                f"device {run.device!r} cannot be used ({str(error).splitlines()[0]}); "
+                "expected auto, cpu, cuda, cuda:1, mps"
+            ) from error
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
     return Accelerator(
         cpu=run.device == "cpu",
         mixed_precision={"fp32": "no", "bf16": "bf16"}[run.precision],
         dataloader_config=DataLoaderConfiguration(
-            split_batches=True, use_seedable_sampler=True, data_seed=run.seed, use_stateful_dataloader=True
+            split_batches=True, use_seedable_sampler=True, data_seed=run.seed
         ),
     )
 
 
-def _open_data(task: Task, recipe: Recipe, reporter: Reporter) -> FolderData:
-    inspection = task.check_data(recipe)
+def _fit_warmup(recipe: Recipe, reporter: Reporter) -> Recipe:
+    """A warm-up as long as the run would never reach the learning rate: a tenth of the run then."""
+    schedule = recipe.schedule
+    if schedule.warmup_epochs < schedule.epochs:
+        return recipe
+    shorter = schedule.epochs / 10
+    reporter.say(
+        f"schedule.warmup_epochs {schedule.warmup_epochs:g} would take all {schedule.epochs} epochs; "
+        f"shortened to {shorter:g}"
+    )
+    return recipe.replace({"schedule.warmup_epochs": shorter})
+
+
+def _open_data(task: Task, recipe: Recipe, resume: bool, reporter: Reporter) -> FolderData:
+    """Errors: DataError that names the bad files, unless the recipe drops them."""
     exclude: list[Path] = []
-    if not inspection.ok:
-        lines = [f"{p.path}: {p.kind}: {p.detail}" for p in inspection.problems]
-        if not recipe.data.drop_bad:
+    # A run that goes on has seen its data; only the list of what was dropped is made again.
+    if recipe.data.check and (recipe.data.drop_bad or not resume):
+        with reporter.bar(0) as bar:
+            inspection = task.check_data(recipe, partial(bar.move, "checking pictures"))
+        if not inspection.ok and not recipe.data.drop_bad:
+            lines = [str(problem) for problem in inspection.problems]
+            more = len(lines) - MOST_NAMED
+            lines[MOST_NAMED:] = [f"and {more} more; `metamobile check` names all"] if more > 0 else []
             advice = "mend or remove them, or leave out exactly the bad files with --drop-bad"
             raise DataError(f"{inspection.summary()}; {advice}\n" + "\n".join(lines))
         exclude = sorted(inspection.files_to_drop())
-        reporter.say(f"left out, as --drop-bad says, {len(exclude)} files:")
+        if exclude:
+            reporter.say(f"left out, as --drop-bad says, {len(exclude)} files:")
         for path in exclude:
             reporter.say(f"  {path}")
     return task.open_data(recipe, exclude)
 
 
-def _loader(dataset: PictureDataset, recipe: Recipe, reporter: Reporter, shuffle: bool) -> StatefulDataLoader:
-    if shuffle and len(dataset) < recipe.run.batch_size:
+def _loader(
+    dataset: PictureDataset, recipe: Recipe, accelerator: Accelerator, reporter: Reporter, training: bool
+) -> DataLoader:
+    """Order and augmentation depend on (seed, epoch, index) alone, so no loader has state to keep."""
+    batch_size, workers = recipe.run.batch_size, recipe.run.workers
+    if training and len(dataset) < batch_size:
         raise ValueError(
-            f"{len(dataset)} training pictures do not fill a batch of {recipe.run.batch_size}; lower --batch-size"
+            f"{len(dataset)} training pictures do not fill a batch of {batch_size}; lower --batch-size"
         )
+    if dataset.cache_side is not None:
+        expected = len(dataset) * dataset.cache_side**2 * 4 / 3 * 3  # bytes, for pictures of 4 to 3 in RGB
+        memory = psutil.virtual_memory().total
+        if expected > memory / 2:
+            reporter.say(
+                f"pictures are read anew each epoch: {expected / 1e9:.1f} GB of them would take over half of "
+                f"this machine's {memory / 1e9:.1f} GB (data.cache)"
+            )
+            dataset.cache_side = None
     with reporter.bar(len(dataset)) as bar:
         dataset.fill(lambda done: bar.step("reading pictures"))
-    workers = recipe.run.workers
-    return StatefulDataLoader(
+    return DataLoader(
         dataset,
-        batch_size=recipe.run.batch_size,
-        shuffle=shuffle,
-        drop_last=shuffle,
+        batch_size=batch_size,
+        shuffle=training,
+        drop_last=training,
         num_workers=workers,
         persistent_workers=workers > 0,
+        pin_memory=accelerator.device.type == "cuda",
         worker_init_fn=_ignore_interrupts,
     )
 
@@ -263,65 +325,16 @@ def _ignore_interrupts(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def _check_resumed(progress: Progress, steps_per_epoch: int, folder: RunFolder) -> None:
+    """Errors: ValueError for a run whose data are not what they were."""
+    if progress.steps_per_epoch != steps_per_epoch:
+        raise ValueError(
+            f"{folder.path}: its data have changed: {progress.steps_per_epoch} steps an epoch then, "
+            f"{steps_per_epoch} now; put the pictures back, or train anew, from these weights with "
+            f"--set model.pretrained={folder.path}"
+        )
+
+
 def preprocess_record(recipe: Recipe) -> Preprocess:
     data = recipe.data
     return Preprocess(data.shape, data.resize, data.interpolation, tuple(data.mean), tuple(data.std))  # type: ignore[arg-type]
-
-
-def _check_settings(recipe: Recipe) -> None:
-    """Errors: ValueError for settings that cannot work."""
-    if recipe.run.precision not in ("fp32", "bf16"):
-        raise ValueError(f"run.precision {recipe.run.precision!r} is unknown; known are fp32, bf16")
-    if recipe.schedule.epochs < 1:
-        raise ValueError(f"schedule.epochs is {recipe.schedule.epochs}; expected at least 1")
-    if min(recipe.data.shape) < 32:
-        raise ValueError(f"data.size {recipe.data.size} is too small; EMO needs at least 32 pixels")
-    preprocess_record(recipe)
-
-
-def _say_what_will_happen(
-    recipe: Recipe, data: FolderData, model: nn.Module, folder: RunFolder, reporter: Reporter
-) -> None:
-    parameters = sum(p.numel() for p in model.parameters())
-    reporter.say(
-        f"{recipe.model.name}, {parameters:,} parameters, {recipe.data.shape[0]}x{recipe.data.shape[1]} px; "
-        f"{len(data.classes)} classes, {len(data.train):,} pictures to train, {len(data.val):,} to validate "
-        f"({data.split}); {folder.path}"
-    )
-    if recipe.optim.lr_per:
-        reporter.say(f"lr {recipe.optim.lr:g} per {recipe.optim.lr_per} pictures, {recipe.lr:g} for this batch size")
-    share = padded_share(model, recipe.data.shape)
-    if share > MOST_PADDED:
-        reporter.say(
-            f"{share:.0%} of attention's tokens are padding at this size; --set model.window_size=auto avoids them"
-        )
-    for setting in _without_effect(recipe):
-        reporter.say(f"without effect: {setting}")
-
-
-def _without_effect(recipe: Recipe) -> list[str]:
-    default = Recipe()
-    told = []
-    if not recipe.ema.enabled and recipe.ema.decay != default.ema.decay:
-        told.append("ema.decay, as ema.enabled is false")
-    if recipe.schedule.warmup_epochs == 0 and recipe.schedule.warmup_lr != default.schedule.warmup_lr:
-        told.append("schedule.warmup_lr, as schedule.warmup_epochs is 0")
-    if recipe.augment.auto_augment and recipe.augment.color_jitter:
-        told.append("augment.color_jitter, as augment.auto_augment takes its place in timm's transform")
-    return told
-
-
-def _start(recipe: Recipe, data: FolderData, model: nn.Module) -> dict[str, Any]:
-    return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-        "device": str(next(model.parameters()).device),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "data": {
-            "classes": len(data.classes),
-            "train": len(data.train),
-            "val": len(data.val),
-            "split": data.split,
-        },
-        "versions": current_versions(),
-    }

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from timm.data import Mixup, create_transform
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
@@ -17,8 +20,13 @@ from metamobile.data.inspect import Inspection, inspect_folder
 from metamobile.data.loader import PictureDataset
 from metamobile.data.preprocess import Preprocess, preprocess
 from metamobile.models.create import create_model
+from metamobile.models.variants import VARIANTS
 from metamobile.tasks.classify.results import Metric
 from metamobile.training.recipe import Recipe
+
+
+def _to_tensor(record: Preprocess, picture: Image.Image) -> Tensor:
+    return torch.from_numpy(preprocess(picture, record))
 
 
 class ClassifyTask:
@@ -27,8 +35,8 @@ class ClassifyTask:
     name = "classify"
     main_figure = "top1"
 
-    def check_data(self, recipe: Recipe) -> Inspection:
-        return inspect_folder(recipe.data.path, workers=recipe.run.workers)
+    def check_data(self, recipe: Recipe, progress: Callable[[int, int], None]) -> Inspection:
+        return inspect_folder(recipe.data.path, workers=recipe.run.workers, progress=progress)
 
     def open_data(self, recipe: Recipe, exclude: Collection[Path] = ()) -> FolderData:
         data = recipe.data
@@ -42,7 +50,7 @@ class ClassifyTask:
         args: dict[str, Any] = {"drop_rate": settings.drop_rate, **settings.args}
         if settings.drop_path_rate is not None:
             args["drop_path_rate"] = settings.drop_path_rate
-        if settings.window_size is not None:
+        if settings.window_size is not None and timm.models.get_arch_name(settings.name) in VARIANTS:
             args |= {"window_size": settings.window_size, "img_size": recipe.data.shape}
         return create_model(settings.name, num_classes=num_classes, **args)
 
@@ -51,10 +59,10 @@ class ClassifyTask:
         transform = create_transform(
             recipe.data.shape,
             is_training=True,
-            scale=tuple(augment.scale),
-            ratio=tuple(augment.ratio),
+            scale=(augment.scale[0], augment.scale[1]),
+            ratio=(augment.ratio[0], augment.ratio[1]),
             hflip=augment.hflip,
-            color_jitter=augment.color_jitter or None,
+            color_jitter=augment.color_jitter,
             auto_augment=augment.auto_augment,
             interpolation=augment.interpolation,
             mean=tuple(recipe.data.mean),
@@ -65,12 +73,11 @@ class ClassifyTask:
         return PictureDataset(data.train, transform, seed=recipe.run.seed, cache_side=side)
 
     def val_dataset(self, data: FolderData, recipe: Recipe, record: Preprocess) -> PictureDataset:
-        def transform(picture: Any) -> Tensor:
-            return torch.from_numpy(preprocess(picture, record))
-
         # kept at the side that preprocessing resizes to, so that the cache changes nothing
         side = record.shorter_side if recipe.data.cache else None
-        return PictureDataset(data.val, transform, cache_side=side)
+        return PictureDataset(
+            data.val, partial(_to_tensor, record), cache_side=side, interpolation=record.interpolation
+        )
 
     def make_loss(self, recipe: Recipe, num_classes: int) -> Callable[..., tuple[Tensor, Tensor]]:
         augment, smoothing = recipe.augment, recipe.loss.label_smoothing

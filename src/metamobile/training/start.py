@@ -1,0 +1,114 @@
+"""What a run says and records before its first step: what will be done, where, and what has no effect."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from metamobile.data.folder import FolderData, find_splits
+from metamobile.models.emo import EMO, padded_share
+from metamobile.training.progress import Reporter
+from metamobile.training.recipe import Recipe
+from metamobile.weights.card import current_versions
+
+MOST_PADDED = 0.10  # share of padded tokens above which a run says so
+
+
+def say_what_will_happen(
+    recipe: Recipe, data: FolderData, model: nn.Module, optimizer: Optimizer, steps: int, reporter: Reporter
+) -> None:
+    """`steps` are the whole run's."""
+    height, width = recipe.data.shape
+    reporter.say(
+        f"{recipe.model.name}, {count_parameters(model):,} parameters, {height}x{width} px; "
+        f"{len(data.classes)} classes, {len(data.train):,} pictures to train on, "
+        f"{len(data.val):,} to validate ({data.split})"
+    )
+    run = recipe.run
+    reporter.say(
+        f"{recipe.schedule.epochs} epochs, {steps:,} steps of {run.batch_size} pictures; "
+        f"{recipe.optim.name}, lr {recipe.lr:g}{_scaling(recipe)}; "
+        f"{run.precision} on {next(model.parameters()).device}"
+    )
+    share = padded_share(model, recipe.data.shape)
+    if share > MOST_PADDED:
+        reporter.say(
+            f"{share:.0%} of attention's tokens are padding at this size; "
+            "--set model.window_size=auto avoids them"
+        )
+    for setting in without_effect(recipe, data, model, optimizer, steps):
+        reporter.say(f"without effect: {setting}")
+
+
+def _scaling(recipe: Recipe) -> str:
+    return f" ({recipe.optim.lr:g} per {recipe.optim.lr_per} pictures)" if recipe.optim.lr_per else ""
+
+
+def without_effect(
+    recipe: Recipe, data: FolderData, model: nn.Module, optimizer: Optimizer, steps: int
+) -> Iterator[str]:
+    """Settings of the recipe that do nothing here, each with its reason."""
+    default = Recipe()
+    ema, augment, schedule = recipe.ema, recipe.augment, recipe.schedule
+    if not ema.enabled and ema.decay != default.ema.decay:
+        yield "ema.decay, as ema.enabled is false"
+    reached = 1 - steps ** (-2 / 3)
+    if ema.enabled and ema.warmup and ema.decay > reached:
+        yield f"ema.decay {ema.decay:g}, as the average's warm-up reaches {reached:.4f} at the last step"
+    if schedule.warmup_epochs == 0 and schedule.warmup_lr != default.schedule.warmup_lr:
+        yield "schedule.warmup_lr, as schedule.warmup_epochs is 0"
+    if augment.auto_augment and augment.color_jitter:
+        yield "augment.color_jitter, as augment.auto_augment takes its place in timm's transform"
+    if "betas" not in optimizer.defaults and recipe.optim.betas != default.optim.betas:
+        yield f"optim.betas, as {recipe.optim.name} has none"
+    if recipe.model.window_size is not None and not isinstance(model, EMO):
+        yield f"model.window_size, as {recipe.model.name} has no windows to set"
+    if recipe.data.drop_bad and not recipe.data.check:
+        yield "data.drop_bad, as data.check is false"
+    own_split = len(find_splits(data.root)) > 1
+    for key in ("val_fraction", "seed"):
+        if own_split and getattr(recipe.data, key) != getattr(default.data, key):
+            yield f"data.{key}, as the folder has its own validation split"
+
+
+def start_record(recipe: Recipe, data: FolderData, model: nn.Module) -> dict[str, Any]:
+    """The first line of metrics.jsonl."""
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "machine": machine(),
+        "device": str(next(model.parameters()).device),
+        "parameters": count_parameters(model),
+        "data": {
+            "classes": len(data.classes),
+            "train": len(data.train),
+            "val": len(data.val),
+            "split": data.split,
+        },
+        "versions": current_versions(),
+    }
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def machine() -> str:
+    """Processor, cores, graphics card if there is one, and system."""
+    processor = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")  # Linux, where Python knows only "x86_64"
+    if information.is_file():
+        lines = information.read_text(encoding="utf-8").splitlines()
+        processor = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), processor)
+    cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return ", ".join(
+        [processor, f"{os.cpu_count()} cores", *cards, f"{platform.system()} {platform.release()}"]
+    )

@@ -1,0 +1,135 @@
+"""Recipes: what is read, what is refused, and in which words."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from metamobile.training.recipe import Recipe, load_recipe, recipe_folder
+
+NAMES = sorted(path.stem for path in recipe_folder().glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_recipe_is_valid_and_opens_with_its_claim(name: str) -> None:
+    recipe = load_recipe(name)
+    assert Recipe.from_dict(yaml.safe_load(recipe.to_yaml())) == recipe
+    assert (recipe_folder() / f"{name}.yaml").read_text(encoding="utf-8").startswith("# Claim: ")
+
+
+def test_the_papers_recipe() -> None:
+    """Every figure of the official ImageNet configuration that a recipe has a place for."""
+    recipe = load_recipe("imagenet-emo")
+    assert recipe.lr == pytest.approx(6e-3)  # 1.5e-3 at 512, scaled to 2,048
+    assert recipe.run.batch_size == 2048
+    assert (recipe.optim.name, recipe.optim.weight_decay) == ("adamw", 0.05)
+    assert (recipe.optim.betas, recipe.optim.eps, recipe.optim.clip_norm) == ([0.9, 0.999], 1e-8, 5.0)
+    schedule = recipe.schedule
+    assert (schedule.epochs, schedule.warmup_epochs, schedule.warmup_lr, schedule.min_lr) == (
+        300,
+        20,
+        1e-6,
+        1e-6,
+    )
+    augment = recipe.augment
+    assert (augment.auto_augment, augment.interpolation) == ("rand-m9-mstd0.5-inc1", "random")
+    assert (augment.mixup, augment.cutmix, augment.erase, augment.scale) == (0, 0, 0, [0.08, 1.0])
+    assert (recipe.loss.label_smoothing, recipe.ema.decay) == (0.1, 0.9998)
+    assert (recipe.data.size, recipe.data.resize, recipe.model.window_size) == (224, 256, 7)
+
+
+@pytest.mark.parametrize(
+    ("setting", "place", "value"),
+    [
+        ("optim.lr=1e-3", "optim.lr", 1e-3),
+        ("optim.betas=[0.9, 99e-2]", "optim.betas", [0.9, 0.99]),
+        ("augment.auto_augment=null", "augment.auto_augment", None),
+        ("data.size=[96, 160]", "data.size", [96, 160]),
+        ("model.window_size=auto", "model.window_size", "auto"),
+        ("model.window_size=7", "model.window_size", 7),
+        ("run.batch_size=64.0", "run.batch_size", 64),
+        ("schedule.warmup_epochs=2", "schedule.warmup_epochs", 2.0),
+        ("model.args.partition=contiguous", "model.args", {"partition": "contiguous"}),
+    ],
+)
+def test_a_setting_is_read_as_its_type(setting: str, place: str, value: object) -> None:
+    recipe = Recipe().override([setting])
+    section, key = place.split(".")
+    read = getattr(getattr(recipe, section), key)
+    assert read == value
+    assert type(read) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("optim.lrr=1", "did you mean 'optim.lr'?"),
+        ("lr=1", "did you mean 'optim.lr'?"),
+        ("optm.lr=1", "did you mean 'optim'?"),
+        ("optim.lr", "not of the form section.key=value"),
+        ("optim.lr=fast", "optim.lr is 'fast'; expected number"),
+        ("optim.lr=.nan", "expected number"),
+        ("optim.betas=[0.9, x]", r"optim.betas\[1\] is 'x'; expected number"),
+        ("optim.betas=[0.9]", "expected 2 numbers"),
+        ("data.size=[1, 2, 3]", "expected 2 numbers"),
+        ("data.path=[a", "not YAML"),
+        ("data.path=7", "data.path is 7; expected text"),
+        ("run.batch_size=6.5", "expected whole number"),
+        ("run.batch_size=0", "expected at least 1"),
+        ("run.compile=maybe", "expected true or false"),
+        ("run.precision=bf61", "did you mean 'bf16'?"),
+        ("loss.label_smoothing=1.5", "expected 0 to 0.99"),
+        ("augment.scale=0.5", "expected a list of numbers"),
+    ],
+)
+def test_a_wrong_setting_is_told(setting: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Recipe().override([setting])
+
+
+def test_a_value_given_in_python_is_not_read_as_yaml() -> None:
+    assert Recipe().replace({"data.path": "my pets #2: all"}).data.path == "my pets #2: all"
+
+
+def test_an_override_leaves_the_original_alone() -> None:
+    recipe = Recipe()
+    recipe.override(["optim.betas=[0.1, 0.2]", "model.args.a=1"])
+    assert recipe == Recipe()
+
+
+def test_the_rate_scales_with_the_batch_only_if_asked() -> None:
+    assert Recipe().override(["optim.lr=1e-3", "run.batch_size=128"]).lr == 1e-3
+    assert Recipe().override(["optim.lr=1e-3", "optim.lr_per=256", "run.batch_size=128"]).lr == 5e-4
+
+
+def test_an_unknown_recipe_is_told() -> None:
+    with pytest.raises(ValueError, match="did you mean 'small-data'?"):
+        load_recipe("smal-data")
+    with pytest.raises(ValueError, match="no such recipe file"):
+        load_recipe("nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("optim:\n  lrate: 1\n", "no setting 'optim.lrate'.*did you mean 'lr'"),
+        ("optim: fast\n", "optim is 'fast'; expected settings"),
+        ("optim:\n  lr: [1\n", "not YAML"),
+        ("optimm:\n  lr: 1\n", "did you mean 'optim'?"),
+    ],
+)
+def test_a_wrong_file_is_named(text: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"mine.yaml: .*{words}"):
+        load_recipe(path)
+
+
+def test_reading_a_recipe_needs_no_torch() -> None:
+    code = "import metamobile_cli, sys; from metamobile.training.recipe import load_recipe; "
+    code += "load_recipe('small-data'); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
