@@ -1,4 +1,4 @@
-"""Drawn pictures tell the truth about themselves, are the same each time, and a linear classifier fails on them."""
+"""Drawn pictures tell the truth about themselves, are the same each time, and are hard for the right reason."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import nn
 
 from metamobile.data.folder import open_folder
 from metamobile.data.inspect import inspect_folder
@@ -134,18 +137,58 @@ def test_cache_is_drawn_once_and_whole(tmp_path: Path, monkeypatch: pytest.Monke
     assert open_folder("shapes").root == folder()
 
 
-def test_a_linear_classifier_fails(tmp_path: Path) -> None:
-    """Chance is 1 in 6; the claim is below 60 % on held-out pictures."""
-    from sklearn.linear_model import LogisticRegression
-
-    data = open_folder(write_folder(tmp_path, train=1200, val=300))
-    (train, train_labels), (val, val_labels) = [
-        (
-            np.stack([np.asarray(read_picture(s.path), np.float32).ravel() / 255 for s in part]),
-            [s.target for s in part],
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The data set as users get it: {split: (pixels (P, 64, 64, 3) in -1..1, targets (P,))}."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METAMOBILE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        data = open_folder("shapes")
+    return {
+        name: (
+            np.stack([np.asarray(read_picture(s.path), np.float32) for s in samples]) / 127.5 - 1,
+            np.array([s.target for s in samples]),
         )
-        for part in (data.train, data.val)
-    ]
-    linear = LogisticRegression(C=0.01, tol=0.1, max_iter=500).fit(train, train_labels)
-    assert linear.score(train, train_labels) > 0.4, "it learns what it sees, but not what a shape is"
-    assert linear.score(val, val_labels) < 0.6
+        for name, samples in (("train", data.train), ("val", data.val))
+    }
+
+
+def test_a_linear_classifier_fails(splits: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Measured: 23 % of six classes held out, where it knows 65 % of what it was trained on."""
+    (train, train_labels), (val, val_labels) = splits["train"], splits["val"]
+    linear = LogisticRegression(C=0.01, tol=0.01).fit(train.reshape(len(train), -1), train_labels)
+    assert linear.score(train.reshape(len(train), -1), train_labels) > 0.5, (
+        "it learns, but not what a shape is"
+    )
+    assert linear.score(val.reshape(len(val), -1), val_labels) < 0.4  # what is promised is 0.6
+
+
+def test_a_small_network_succeeds(splits: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Six plain convolutions, 12 epochs, 25 s on one core. Measured: 98 %."""
+
+    def block(c_in: int, c_out: int, stride: int) -> list[nn.Module]:
+        return [nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
+
+    widths = ((3, 16, 2), (16, 32, 1), (32, 32, 2), (32, 64, 1), (64, 64, 2), (64, 64, 1))
+    layers = [layer for width in widths for layer in block(*width)]
+    network = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(64, len(CLASSES)))
+    (train, targets), (val, truth) = (
+        (torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(labels))
+        for pixels, labels in (splits["train"], splits["val"])
+    )
+    epochs, batch = 12, 50
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.05)
+    steps = epochs * len(train) // batch
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=6e-3, total_steps=steps)
+    for _ in range(epochs):
+        for picked in torch.randperm(len(train)).split(batch):
+            # a shape stays what it is when turned, mirrored, and lighter instead of darker
+            pictures = torch.rot90(train[picked], int(torch.randint(4, ())), (2, 3))
+            pictures = pictures.flip(3) if torch.rand(()) < 0.5 else pictures
+            pictures = -pictures if torch.rand(()) < 0.5 else pictures
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(pictures), targets[picked]).backward()
+            optimizer.step()
+            schedule.step()
+    with torch.no_grad():
+        right = network.eval()(val).argmax(dim=1) == truth
+    assert right.float().mean() >= 0.95

@@ -1,7 +1,7 @@
-"""EMO: a ResNet-like network made of nothing but iRMBs. Read it from top to bottom.
+"""EMO and EMOv2: a ResNet-like network made of nothing but iRMBs. Read it from top to bottom.
 
     picture (B, 3, H, W)
-      stage 0  3x3 convolution, stride 2, and a small block with squeeze-and-excite      H/2
+      stage 0  3x3 convolution, stride 2, and a small block without expansion            H/2
       stage 1  iRMBs without attention, batch norm and SiLU                              H/4
       stage 2  iRMBs without attention, batch norm and SiLU                              H/8
       stage 3  iRMBs with attention, layer norm and GELU                                 H/16
@@ -9,7 +9,8 @@
       norm, global mean, linear                                                          (B, num_classes)
 
 Importing this module registers every row of `variants.VARIANTS` with timm.
-Source: EMO (arXiv 2301.01146) section 3.3; details from the official configuration, as noted.
+EMOv2 puts its i2RMB in their place: windows cut both ways at once, on expanded values, and layer scale.
+Source: EMO (arXiv 2301.01146) section 3.3, EMOv2 (arXiv 2412.06674); details from the official configurations.
 """
 
 from __future__ import annotations
@@ -55,10 +56,13 @@ class EMO(nn.Module):
         kernels: Sequence[int] = (3, 3, 5, 5),
         attention: Sequence[bool] = (False, False, True, True),
         stem_dim: int = 24,
+        stem_se: bool = True,
+        stem_act: bool = False,
         window_size: WindowSize = PUBLISHED_WINDOW,
         img_size: int | tuple[int, int] | None = None,
         partition: str = "strided",
         order: str = "before",
+        layer_scale: float | None = None,
         num_classes: int = 1000,
         in_chans: int = 3,
         global_pool: str = "avg",
@@ -75,7 +79,7 @@ class EMO(nn.Module):
 
         # drop path grows linearly over the blocks of stages 1 to 4; the stem has none
         rates = torch.linspace(0, drop_path_rate, sum(depths)).tolist()
-        stages: list[nn.Module] = [stem(in_chans, stem_dim)]
+        stages: list[nn.Module] = [stem(in_chans, stem_dim, stem_se, stem_act)]
         dim = stem_dim
         for stage in range(4):
             early = stage < 2
@@ -99,6 +103,7 @@ class EMO(nn.Module):
                         act=nn.SiLU if early else nn.GELU,
                         drop_path=rates[sum(depths[:stage]) + index],
                         attn_drop=attn_drop_rate,
+                        layer_scale=layer_scale,
                     )
                 )
                 dim = dims[stage]
@@ -195,14 +200,15 @@ class EMO(nn.Module):
         return set()
 
 
-def stem(in_chans: int, dim: int) -> nn.Sequential:
-    """Stage 0: 3x3 convolution of stride 2 with batch norm and *no* activation, then a block without expansion.
+def stem(in_chans: int, dim: int, se: bool = True, act: bool = False) -> nn.Sequential:
+    """Stage 0: 3x3 convolution of stride 2 with batch norm, then a block without expansion.
 
-    The only place with squeeze-and-excite. Source: official configuration.
+    EMO has squeeze-and-excite here and nowhere else, and *no* activation after the convolution; EMOv2 has SiLU there
+    and no squeeze-and-excite. Source: official configurations.
     """
     return nn.Sequential(
-        ConvNormAct(in_chans, dim, 3, 2, norm=batch_norm),
-        irmb(dim, expand_ratio=None, attention=False, se=True, norm=None, skip=False),
+        ConvNormAct(in_chans, dim, 3, 2, norm=batch_norm, act=nn.SiLU if act else None),
+        irmb(dim, expand_ratio=None, attention=False, se=se, norm=None, skip=False),
     )
 
 
@@ -270,19 +276,18 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
         "std": IMAGENET_DEFAULT_STD,
         "first_conv": "stages.0.0.conv",
         "classifier": "head.fc",
-        "paper_ids": "arXiv:2301.01146",
         **kwargs,
     }
 
 
-default_cfgs = generate_default_cfgs({name: _cfg() for name in VARIANTS})
+default_cfgs = generate_default_cfgs({name: _cfg(paper_ids=row.paper) for name, row in VARIANTS.items()})
 
-_PUBLISHED_FIGURES = ("parameters", "flops", "top1", "drop_path")
+_NOT_ARGUMENTS = ("parameters", "flops", "top1", "drop_path", "paper")
 
 
 def _entrypoint(name: str) -> Callable[..., EMO]:
     variant = asdict(VARIANTS[name])
-    defaults = {k: v for k, v in variant.items() if k not in _PUBLISHED_FIGURES}
+    defaults = {k: v for k, v in variant.items() if k not in _NOT_ARGUMENTS}
     defaults["drop_path_rate"] = variant["drop_path"]
 
     def create(pretrained: bool = False, **kwargs: Any) -> EMO:

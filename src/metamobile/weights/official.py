@@ -1,4 +1,4 @@
-"""The one key map from the official EMO state dicts to ours."""
+"""The one key map from the official EMO and EMOv2 state dicts to ours."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ _RULES = [
     (r"^module\.", ""),  # saved from a wrapped network
     (r"^stage0\.0\.convs\.0\.0\.", "stages.0.0.conv."),
     (r"^stage0\.0\.convs\.0\.1\.", "stages.0.0.norm."),
+    (r"^stage0\.1\.(conv|norm)\.", r"stages.0.1.operator.conv.\1."),  # EMOv2's stem
+    (r"^stage0\.2\.conv\.", "stages.0.1.shrink.conv."),
     (r"^stage(\d)\.", r"stages.\1."),
+    (r"\.eops\.0\.net\.conv\.", ".expand.conv."),
+    (r"\.eops\.0\.", "."),  # EMOv2's list of operators holds one
+    (r"\.ls\.gamma$", ".layer_scale.gamma"),
     (r"\.norm\.norm\.", ".norm."),  # their layer norm is wrapped once more
     (r"^norm\.norm\.", "norm."),
     (r"\.qk\.conv\.", ".operator.attention.qk."),
@@ -26,19 +31,20 @@ _RULES = [
 
 
 def from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the tensors of an official EMO state dict; the tensors themselves stay as they are.
+    """Rename the tensors of an official EMO or EMOv2 state dict; only layer scales change shape, (1, C, 1, 1) -> (C,).
 
-    Errors: ValueError when the names are not those of an official EMO.
+    Errors: ValueError when the names are not those of an official network.
     """
     ours = {}
     for name, tensor in state_dict.items():
         new = name
         for pattern, replacement in _RULES:
             new = re.sub(pattern, replacement, new)
-        ours[new] = tensor
+        ours[new] = tensor.flatten() if new.endswith(".gamma") else tensor
     if "stages.0.0.conv.weight" not in ours:
         first = next(iter(state_dict), "nothing")
         raise ValueError(
-            f"not an official EMO state dict: it starts with {first!r}, expected a tensor 'stage0.0.convs.0.0.weight'"
+            f"not an official EMO state dict: it starts with {first!r}, "
+            "expected the tensors of its stage0"
         )
     return ours
