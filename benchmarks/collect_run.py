@@ -29,13 +29,25 @@ def draw_curves(lines: list[dict], path: Path) -> None:
     epochs = [line for line in lines if line["kind"] == "epoch"]
     measured = [line for line in epochs if "top1" in line]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    left.plot([e["epoch"] for e in epochs], [e["train_loss"] for e in epochs], label="training (smoothed labels)")
-    left.plot([e["epoch"] for e in measured], [e["val_loss"] for e in measured], label="validation, averaged weights")
+    left.plot(
+        [e["epoch"] for e in epochs], [e["train_loss"] for e in epochs], label="training (smoothed labels)"
+    )
+    left.plot(
+        [e["epoch"] for e in measured],
+        [e["val_loss"] for e in measured],
+        label="validation, averaged weights",
+    )
     left.set(xlabel="epoch", ylabel="cross-entropy")
     left.legend(frameon=False)
     right.plot([e["epoch"] for e in measured], [e["top1"] for e in measured], marker="o", markersize=3)
     best = max(measured, key=lambda e: e["top1"])
-    right.annotate(f"{best['top1']:.2f} %", (best["epoch"], best["top1"]), (-8, -18), textcoords="offset points", ha="right")
+    right.annotate(
+        f"{best['top1']:.2f} %",
+        (best["epoch"], best["top1"]),
+        (-8, -18),
+        textcoords="offset points",
+        ha="right",
+    )
     right.set(xlabel="epoch", ylabel="top-1, % (averaged weights)")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
@@ -44,7 +56,9 @@ def draw_curves(lines: list[dict], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--commit", required=True, help="of the code that trained")

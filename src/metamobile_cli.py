@@ -28,12 +28,12 @@ DEFAULT_MODEL = "emo_1m.imagenette"
 
 app = typer.Typer(
     help="Train, measure, use and export small, accurate vision models (EMO).",
-    epilog="A model is a run folder, a .safetensors file, an exported file, or the name of shipped weights.",
+    epilog="A model is a run folder, a .safetensors file, an exported file, or the name of shipped or pulled weights.",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 
-MODEL = Argument(metavar="MODEL", help="Run folder, model file, exported file or shipped name.")
+MODEL = Argument(metavar="MODEL", help="Run folder, model file, exported file or weights by name.")
 DATA = Option(metavar="FOLDER", help="Pictures in class folders; or: shapes.")
 SIZE = Option(metavar="PX", help="Input size in pixels: 128, or 96,160 (height,width).")
 BATCH_SIZE = Option(metavar="N", min=1, help="Pictures at a time.")
@@ -64,21 +64,25 @@ def models(
         str, Argument(metavar="PATTERN", help="Only names that match, such as 'emo_*m'.")
     ] = "*",
 ) -> None:
-    """List the networks with their published figures, and the weights that ship with this package."""
+    """List the networks and the weights: those that ship with this package, those to pull."""
     from fnmatch import fnmatch
 
     from metamobile.errors import nearest
     from metamobile.models.variants import VARIANTS
     from metamobile.weights.card import read_card
-    from metamobile.weights.find import SHIPPED
+    from metamobile.weights.find import SHIPPED, pulled_path
+    from metamobile.weights.published import PUBLISHED
 
     chosen = {name: variant for name, variant in VARIANTS.items() if fnmatch(name, pattern)}
     weights = {name: read_card(path) for name, path in SHIPPED.items() if path.is_file()}
     weights = {
         name: card for name, card in weights.items() if fnmatch(name, pattern) or card.variant in chosen
     }
-    if not chosen and not weights:
-        known = [*VARIANTS, *SHIPPED]
+    published = {
+        name: row for name, row in PUBLISHED.items() if fnmatch(name, pattern) or row.variant in chosen
+    }
+    if not chosen and not weights and not published:
+        known = [*VARIANTS, *SHIPPED, *PUBLISHED]
         raise ValueError(
             f"no model matches {pattern!r}; known are {', '.join(known)}{nearest(pattern, known)}"
         )
@@ -100,6 +104,14 @@ def models(
             for name, card in weights.items()
         ],
     )  # fmt: skip
+    print_table(
+        "The authors' weights, with their figures; `metamobile pull NAME` fetches them",
+        ["name", "network", ">pixels", ">ImageNet top-1 %", "here"],
+        [
+            [name, row.variant, f"{row.size}", row.top1_text, "yes" if pulled_path(name).is_file() else "-"]
+            for name, row in published.items()
+        ],
+    )
 
 
 @app.command()
@@ -248,6 +260,20 @@ def export(
     for gate in gates:
         print_gate(gate)
     raise typer.Exit(0 if all(gate.passed for gate in gates) else 1)
+
+
+@app.command()
+def pull(
+    name: Annotated[str, Argument(metavar="NAME", help="Such as emo_5m; `metamobile models` lists them.")],
+    source: Annotated[
+        Path | None, Option("--from", metavar="FILE", help="Convert this file, and fetch nothing.")
+    ] = None,
+) -> None:
+    """Fetch the authors' weights, verified and converted; the other verbs then know them by name."""
+    from metamobile.weights.pull import pull
+
+    path = pull(name, source=source)
+    print(f"{path.stem}  {path}")
 
 
 def split_commas(values: Sequence[str]) -> list[str]:

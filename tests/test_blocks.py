@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 
 from metamobile.models.blocks import batch_norm, feed_forward, inverted_residual, irmb, self_attention
-from metamobile.models.operators import Cascade, DepthwiseConv, Skip, WindowAttention, from_windows, to_windows
+from metamobile.models.operators import (
+    Cascade,
+    DepthwiseConv,
+    Skip,
+    WindowAttention,
+    from_windows,
+    to_windows,
+)
 
 
 def randomise(module: nn.Module) -> nn.Module:
@@ -32,7 +39,9 @@ def relative_difference(ours: Tensor, reference: Tensor) -> float:
     return ((ours - reference).abs().max() / reference.abs().max()).item()
 
 
-@pytest.mark.parametrize(("out_dim", "stride", "ratio"), [(16, 1, 6), (24, 1, 6), (16, 2, 4), (24, 2, 1), (16, 1, 1)])
+@pytest.mark.parametrize(
+    ("out_dim", "stride", "ratio"), [(16, 1, 6), (24, 1, 6), (16, 2, 4), (24, 2, 1), (16, 1, 1)]
+)
 def test_irb_is_torchvisions_inverted_residual(out_dim: int, stride: int, ratio: int) -> None:
     reference = randomise(InvertedResidual(16, out_dim, stride, ratio))
     ours = inverted_residual(16, out_dim, stride=stride, expand_ratio=ratio).double().eval()

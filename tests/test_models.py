@@ -143,7 +143,20 @@ def test_resolved_args_rebuild(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("size", "window"),
-    [(8, 4), (14, 7), (7, 7), (4, 4), (16, 8), (10, 5), (12, 6), (20, 5), (1, 1), (11, 11), (13, 13), (22, 11)],
+    [
+        (8, 4),
+        (14, 7),
+        (7, 7),
+        (4, 4),
+        (16, 8),
+        (10, 5),
+        (12, 6),
+        (20, 5),
+        (1, 1),
+        (11, 11),
+        (13, 13),
+        (22, 11),
+    ],
 )
 def test_auto_window_divides(size: int, window: int) -> None:
     assert auto_window(size, size) == (window, window)
@@ -155,7 +168,9 @@ def test_auto_window_at_128_keeps_four_windows_and_no_padding() -> None:
     assert {m.window for m in stage3} == {(4, 4)}  # the map is 8x8
     assert padded_share(model, 128) == 0
     # with 7: 14*14 and 7*7 tokens for maps of 8*8 and 4*4
-    assert padded_share(create_model("emo_1m"), 128) == pytest.approx(1 - (7 * 64 + 2 * 16) / (7 * 196 + 2 * 49))
+    assert padded_share(create_model("emo_1m"), 128) == pytest.approx(
+        1 - (7 * 64 + 2 * 16) / (7 * 196 + 2 * 49)
+    )
 
 
 def test_window_forms() -> None:

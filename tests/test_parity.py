@@ -14,7 +14,7 @@ import torch
 
 from metamobile.models.variants import VARIANTS
 from metamobile.study.complexity import complexity
-from metamobile.weights.official import from_official
+from metamobile.weights import from_official
 
 REFERENCES = ["emo_1m", "emo_5m", "emo_5m_window10", "emo2_1m", "emo2_5m"]
 
@@ -41,7 +41,9 @@ def test_equals_the_official_network(
     rule = load_rule(shared)
     official = json.loads((shared / "parity" / f"{reference}.json").read_text())
     state = {k: torch.from_numpy(np.asarray(v)) for k, v in rule.weights(official["shapes"]).items()}
-    model = timm.create_model(official["model"].replace("emo2", "emov2"), window_size=official["window"]).eval()
+    model = timm.create_model(
+        official["model"].replace("emo2", "emov2"), window_size=official["window"]
+    ).eval()
     model.load_state_dict(from_official(state))
     model = model.to(dtype)
     for case in official["cases"]:
@@ -50,11 +52,17 @@ def test_equals_the_official_network(
             logits = model(x)
             maps = model.forward_intermediates(x, intermediates_only=True)
         assert relative_difference(logits[:, :32], case["logits"]) < tolerance
-        assert relative_difference([logits.mean(), logits.std()], [case["logits_mean"], case["logits_std"]]) < tolerance
+        assert (
+            relative_difference([logits.mean(), logits.std()], [case["logits_mean"], case["logits_std"]])
+            < tolerance
+        )
         for ours, stage in zip(maps, case["stages"], strict=True):
             assert list(ours.shape) == stage["shape"]
             flat = ours.contiguous().flatten()
-            assert relative_difference(torch.cat([flat[:8], flat[-8:]]), stage["first"] + stage["last"]) < tolerance
+            assert (
+                relative_difference(torch.cat([flat[:8], flat[-8:]]), stage["first"] + stage["last"])
+                < tolerance
+            )
             statistics = [flat.mean(), flat.std()]
             assert relative_difference(statistics, [stage["mean"], stage["std"]]) < tolerance
 
@@ -62,14 +70,48 @@ def test_equals_the_official_network(
 # Per stage, then norm and head together. Parameters and MFLOPs as the official training logs print them.
 PUBLISHED_STAGES = {
     "emo_1m": [(2_760, 19.269), (11_504, 57.702), (27_840, 33.800), (452_704, 107.508), (697_024, 42.355)],
-    "emo_2m": [(2_760, 19.269), (16_432, 72.956), (40_896, 43.942), (1_062_624, 234.579), (1_053_360, 68.369)],
-    "emo_5m": [(2_760, 19.269), (29_040, 112.294), (105_792, 115.116), (2_346_384, 508.252), (2_335_296, 147.295)],
-    "emo_6m": [(2_760, 19.269), (29_040, 112.294), (105_792, 115.116), (2_346_384, 508.252), (3_362_880, 205.424)],
+    "emo_2m": [
+        (2_760, 19.269),
+        (16_432, 72.956),
+        (40_896, 43.942),
+        (1_062_624, 234.579),
+        (1_053_360, 68.369),
+    ],
+    "emo_5m": [
+        (2_760, 19.269),
+        (29_040, 112.294),
+        (105_792, 115.116),
+        (2_346_384, 508.252),
+        (2_335_296, 147.295),
+    ],
+    "emo_6m": [
+        (2_760, 19.269),
+        (29_040, 112.294),
+        (105_792, 115.116),
+        (2_346_384, 508.252),
+        (3_362_880, 205.424),
+    ],
     "emov2_1m": [(912, 11.239), (10_912, 43.553), (32_416, 37.312), (453_344, 139.778), (781_900, 52.651)],
-    "emov2_2m": [(912, 11.239), (16_896, 62.018), (47_440, 48.959), (1_063_704, 289.898), (1_053_960, 75.092)],
-    "emov2_5m": [(1_560, 19.268), (33_792, 126.745), (117_528, 124.148), (2_347_824, 606.596), (2_336_160, 158.359)],
+    "emov2_2m": [
+        (912, 11.239),
+        (16_896, 62.018),
+        (47_440, 48.959),
+        (1_063_704, 289.898),
+        (1_053_960, 75.092),
+    ],
+    "emov2_5m": [
+        (1_560, 19.268),
+        (33_792, 126.745),
+        (117_528, 124.148),
+        (2_347_824, 606.596),
+        (2_336_160, 158.359),
+    ],
     "emov2_20m": [
-        (2_336, 28.901), (56_320, 213.950), (303_616, 294.935), (13_225_280, 3035.196), (6_157_760, 443.625),
+        (2_336, 28.901),
+        (56_320, 213.950),
+        (303_616, 294.935),
+        (13_225_280, 3035.196),
+        (6_157_760, 443.625),
     ],
 }
 # Conv, linear and matrix products alone, counted on the official code (millions).
@@ -104,3 +146,10 @@ def test_fused_attention_is_not_free() -> None:
 def test_foreign_state_dict_is_named() -> None:
     with pytest.raises(ValueError, match="not an official EMO state dict: it starts with 'conv1.weight'"):
         from_official({"conv1.weight": torch.zeros(1)})
+
+
+def test_emov2_at_larger_pictures_with_window_8() -> None:
+    """Source: count of the official network; the paper prints 5,627 M at 512 px."""
+    model = timm.create_model("emov2_5m", window_size=8)
+    assert round(complexity(model, 256)[0].flops_paper / 1e6, 1) == 1407.0
+    assert round(complexity(model, 512)[0].flops_paper / 1e6, 1) == 5627.3

@@ -38,7 +38,7 @@ def test_the_papers_recipe() -> None:
     augment = recipe.augment
     assert (augment.auto_augment, augment.interpolation) == ("rand-m9-mstd0.5-inc1", "random")
     assert (augment.mixup, augment.cutmix, augment.erase, augment.scale) == (0, 0, 0, [0.08, 1.0])
-    assert (recipe.loss.label_smoothing, recipe.ema.decay) == (0.1, 0.9998)
+    assert (recipe.loss.label_smoothing, recipe.ema.decay, recipe.ema.warmup) == (0.1, 0.9998, False)
     assert (recipe.data.size, recipe.data.resize, recipe.model.window_size) == (224, 256, 7)
 
 

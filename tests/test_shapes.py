@@ -1,4 +1,4 @@
-"""Drawn pictures tell the truth about themselves, are the same each time, and are hard for the right reason."""
+"""Drawn pictures tell the truth about themselves, are the same each time, and hard for the right reason."""
 
 from __future__ import annotations
 

@@ -280,7 +280,7 @@ def test_an_existing_folder_is_safe(straight: Path, pictures: Path, tmp_path: Pa
         (["model.window_size=7"], "of attention's tokens are padding"),
         (["augment.color_jitter=0.4"], "without effect: augment.color_jitter"),
         (["ema.enabled=false", "ema.decay=0.5"], "without effect: ema.decay, as ema.enabled is false"),
-        (["ema.decay=0.9998"], "without effect: ema.decay 0.9998, as the average's warm-up"),
+        (["ema.decay=0.9998"], "too short a run for 0.9998"),
         (["data.val_fraction=0.4"], "without effect: data.val_fraction"),
         (["schedule.warmup_epochs=1"], "shortened to 0.1"),
         (["optim.lr_per=32"], "0.002 per 32 pictures"),
@@ -291,16 +291,22 @@ def test_what_has_no_effect_is_told(settings: list[str], words: str, pictures: P
     assert words in (folder / "log.txt").read_text()
 
 
-def test_without_average_and_in_bf16(pictures: Path, tmp_path: Path) -> None:
-    settings = ("ema.enabled=false", "run.precision=bf16", "augment.cutmix=1", "run.eval_every=5")
-    folder = run_training(pictures, tmp_path / "run", *settings, epochs=1).folder
+def test_without_average(pictures: Path, tmp_path: Path) -> None:
+    settings = ("ema.enabled=false", "augment.cutmix=1", "run.eval_every=5", "run.channels_last=false")
+    folder = run_training(pictures, tmp_path / "run", *settings, epochs=2).folder
+    assert [line.get("top1") is None for line in metrics(folder, "epoch")] == [True, False]
     card = read_card(folder / "model.safetensors")
-    assert card.metrics["chosen"] == "best weights by validation top1, epoch 1"
-    assert all(
-        t.dtype == torch.float32
-        for t in load_weights(folder / "model.safetensors")[0].values()
-        if t.is_floating_point()
-    )
+    assert card.metrics["chosen"] == "best weights by validation top1, epoch 2"
+
+
+def test_bf16_saves_what_it_measured(pictures: Path, tmp_path: Path) -> None:
+    """The average is a copy of a network that autocasts, and must compute with its own weights."""
+    folder = run_training(pictures, tmp_path / "run", "run.precision=bf16", epochs=2).folder
+    state = load_weights(folder / "model.safetensors")[0]
+    assert {t.dtype for t in state.values() if t.is_floating_point()} == {torch.float32}
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    best = max(metrics(folder, "epoch"), key=lambda line: line["top1"])
+    assert evaluation["loss"] == pytest.approx(best["val_loss"], abs=1e-6)
 
 
 def test_starting_from_weights(straight: Path, pictures: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """metamobile: EMO, light vision models built from a single block.
 
-Importing it registers EMO with timm. The verbs of the command line are functions here: check, train, evaluate,
-predict, export; and load, create_model.
+Importing it registers EMO with timm. The verbs of the command line are functions here: check, train,
+evaluate, predict, export, pull; and load, create_model.
 """
 
 from __future__ import annotations
@@ -18,20 +18,23 @@ if TYPE_CHECKING:
     from metamobile.inference.predict import predict
     from metamobile.models.create import create_model
     from metamobile.training.train import train
+    from metamobile.weights.pull import pull
 
 __version__ = "0.1.0"
 
 _WHERE = {
     "check": "metamobile.data.inspect:inspect_folder",
     "create_model": "metamobile.models.create:create_model",
+    "eval": "metamobile.inference.evaluate:evaluate",  # the verb's name
     "evaluate": "metamobile.inference.evaluate:evaluate",
     "export": "metamobile.deploy.export:export",
     "load": "metamobile.inference.model:load",
     "predict": "metamobile.inference.predict:predict",
+    "pull": "metamobile.weights.pull:pull",
     "train": "metamobile.training.train:train",
 }
 
-__all__ = ["check", "create_model", "evaluate", "export", "load", "predict", "train"]
+__all__ = ["check", "create_model", "evaluate", "export", "load", "predict", "pull", "train"]
 
 
 def __getattr__(name: str) -> Any:
@@ -47,6 +50,6 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_WHERE])
 
 
-# The command line answers --help, and runs ONNX files, without torch; there, networks register when first needed.
+# The command answers --help, and runs ONNX files, without torch; there, networks register when needed.
 if "metamobile_cli" not in sys.modules:
     from metamobile.models import emo as _emo  # noqa: F401

@@ -1,4 +1,4 @@
-"""Errors that are meant to be read by users: one line that says what was given, what was expected, what to do."""
+"""Errors for users: one line that says what was given, what was expected, what to do."""
 
 from __future__ import annotations
 

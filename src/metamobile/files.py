@@ -27,3 +27,8 @@ def aside(path: str | Path) -> Iterator[Path]:
 def write_text(path: str | Path, text: str) -> None:
     with aside(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def cache_folder() -> Path:
+    """Where what can be fetched or made again is kept: $METAMOBILE_CACHE, else ~/.cache/metamobile."""
+    return Path(os.environ.get("METAMOBILE_CACHE") or Path.home() / ".cache" / "metamobile")

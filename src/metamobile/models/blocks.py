@@ -50,9 +50,10 @@ class ConvNormAct(nn.Sequential):
 class MetaMobileBlock(nn.Module):
     """y = x + shrink(F(expand(x))): (B, C, H, W) -> (B, out_dim, H', W').
 
-    `operator` is F and works on int(expand_ratio * dim) channels; `expand_ratio` None leaves the expansion out.
-    `norm` comes first (pre-norm); `expand_*` and `shrink_*` say what accompanies the two 1x1 convolutions.
-    The skip joins where the operator keeps the map and out_dim equals dim, unless `skip` is False.
+    `operator` is F and works on int(expand_ratio * dim) channels; `expand_ratio` None leaves the expansion
+    out. `norm` comes first (pre-norm); `expand_*` and `shrink_*` say what accompanies the two 1x1
+    convolutions. The skip joins where the operator keeps the map and out_dim equals dim, unless `skip` is
+    False.
     Source: EMO section 3.1, EMOv2 section 3.1.
     """
 
@@ -88,7 +89,7 @@ class MetaMobileBlock(nn.Module):
         self.operator = operator
         self.proj_drop = nn.Dropout(proj_drop)
         self.shrink = ConvNormAct(mid, out_dim, bias=shrink_bias, norm=shrink_norm)
-        # Named after its only parameter in the official EMOv2 weights; on every block there, also those without skip.
+        # In EMOv2 on every block, also on those without skip: kept, so that the published weights load.
         self.layer_scale = LayerScale2d(out_dim, layer_scale) if layer_scale is not None else nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
         self.skip = skip and stride == 1 and out_dim == dim
@@ -117,20 +118,42 @@ def inverted_residual(
     )
 
 
-def feed_forward(dim: int, *, expand_ratio: float = 4.0, norm: Layer | None = None) -> MetaMobileBlock:
+def feed_forward(
+    dim: int, *, expand_ratio: float = 4.0, norm: Layer | None = None, drop_path: float = 0.0
+) -> MetaMobileBlock:
     """FFN of the Transformer: F is the identity, lambda four."""
     return MetaMobileBlock(
-        dim, Skip(), expand_ratio=expand_ratio, norm=norm, expand_act=nn.GELU, shrink_bias=True
+        dim,
+        Skip(),
+        expand_ratio=expand_ratio,
+        norm=norm,
+        expand_act=nn.GELU,
+        shrink_bias=True,
+        drop_path=drop_path,
     )
 
 
 def self_attention(
-    dim: int, num_heads: int, *, qkv_bias: bool = True, norm: Layer | None = None
+    dim: int,
+    num_heads: int,
+    *,
+    attention: WindowAttention | None = None,
+    qkv_bias: bool = True,
+    norm: Layer | None = None,
+    drop_path: float = 0.0,
 ) -> MetaMobileBlock:
-    """MHSA of the Transformer over all H*W positions: F multiplies by the attention map, lambda one."""
-    attention = WindowAttention(dim, dim // num_heads, window=0, bias=qkv_bias)
+    """MHSA of the Transformer: F multiplies by the attention map, lambda one.
+
+    It looks at all H*W positions, unless `attention` says otherwise.
+    """
     return MetaMobileBlock(
-        dim, attention, expand_ratio=1.0, norm=norm, expand_bias=qkv_bias, shrink_bias=True
+        dim,
+        attention or WindowAttention(dim, dim // num_heads, window=0, bias=qkv_bias),
+        expand_ratio=1.0,
+        norm=norm,
+        expand_bias=qkv_bias,
+        shrink_bias=True,
+        drop_path=drop_path,
     )
 
 

@@ -9,7 +9,9 @@ from torch import nn
 
 from metamobile.errors import nearest
 from metamobile.models.emo import EMO, WindowSize
+from metamobile.models.pretrained import pretrained_overlay
 from metamobile.models.variants import VARIANTS
+from metamobile.weights.published import PUBLISHED, published_name
 
 
 def create_model(
@@ -23,9 +25,21 @@ def create_model(
 ) -> nn.Module:
     """A classifier, (B, 3, H, W) -> (B, num_classes).
 
-    `window_size` and `img_size` are EMO's (see `EMO`) and are an error for other networks; other arguments go to
-    timm. Errors: ValueError for an unknown name, with the nearest one, or an argument the network does not take.
+    `pretrained` loads published weights that `metamobile pull` left here, by a network's name or the
+    weights' own ("emov2_5m_512.in1k_kd", which brings its window); for other networks, timm's. With another
+    number of classes the head is new, and that is told.
+
+    `window_size` and `img_size` are EMO's (see `EMO`) and are an error for other networks; other arguments
+    go to timm. Errors: ValueError for an unknown name, with the nearest one, or an argument the network does
+    not take.
     """
+    published = published_name(name)
+    if published is not None and not timm.is_model(name):  # weights for other settings than the network's own
+        row = PUBLISHED[published]
+        if pretrained:
+            kwargs["pretrained_cfg_overlay"] = pretrained_overlay(published, num_classes)
+        name = row.variant
+        window_size = row.window_size if window_size is None and img_size is None else window_size
     if not timm.is_model(name):
         raise ValueError(
             f"no network is called {name!r}; known are {', '.join(VARIANTS)} and timm's names"

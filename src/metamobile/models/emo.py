@@ -10,7 +10,8 @@
 
 Importing this module registers every row of `variants.VARIANTS` with timm.
 EMOv2 puts its i2RMB in their place: windows cut both ways at once, on expanded values, and layer scale.
-Source: EMO (arXiv 2301.01146) section 3.3, EMOv2 (arXiv 2412.06674); details from the official configurations.
+Source: EMO (arXiv 2301.01146) section 3.3, EMOv2 (arXiv 2412.06674); details from the official
+configurations.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from torch import Tensor, nn
 
 from metamobile.models.blocks import ConvNormAct, MetaMobileBlock, batch_norm, irmb, layer_norm
 from metamobile.models.operators import WindowAttention
+from metamobile.models.pretrained import pretrained_overlay
 from metamobile.models.variants import VARIANTS
+from metamobile.weights.published import PUBLISHED
 
 REDUCTIONS = (2, 4, 8, 16, 32)
 PUBLISHED_WINDOW = 7
@@ -203,8 +206,8 @@ class EMO(nn.Module):
 def stem(in_chans: int, dim: int, se: bool = True, act: bool = False) -> nn.Sequential:
     """Stage 0: 3x3 convolution of stride 2 with batch norm, then a block without expansion.
 
-    EMO has squeeze-and-excite here and nowhere else, and *no* activation after the convolution; EMOv2 has SiLU there
-    and no squeeze-and-excite. Source: official configurations.
+    EMO has squeeze-and-excite here and nowhere else, and *no* activation after the convolution; EMOv2 has
+    SiLU there and no squeeze-and-excite. Source: official configurations.
     """
     return nn.Sequential(
         ConvNormAct(in_chans, dim, 3, 2, norm=batch_norm, act=nn.SiLU if act else None),
@@ -231,7 +234,9 @@ def resolve_windows(window_size: WindowSize, img_size: int | tuple[int, int] | N
     if isinstance(window_size, int) or (isinstance(window_size, tuple) and len(window_size) == 2):
         return [window_size] * 4
     if len(window_size) != 4:
-        raise ValueError(f"window_size has {len(window_size)} entries; give one side, or one for each of 4 stages")
+        raise ValueError(
+            f"window_size has {len(window_size)} entries; give one side, or one for each of 4 stages"
+        )
     return [tuple(w) if isinstance(w, (list, tuple)) else w for w in window_size]
 
 
@@ -280,7 +285,14 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs({name: _cfg(paper_ids=row.paper) for name, row in VARIANTS.items()})
+def _names(variant: str) -> list[str]:
+    """timm's names of a network's weights, `network.tag`; without any, the network's own name."""
+    return [name for name in PUBLISHED if name.split(".")[0] == variant] or [variant]
+
+
+default_cfgs = generate_default_cfgs(
+    {name: _cfg(paper_ids=row.paper) for variant, row in VARIANTS.items() for name in _names(variant)}
+)
 
 _NOT_ARGUMENTS = ("parameters", "flops", "top1", "drop_path", "paper")
 
@@ -290,18 +302,37 @@ def _entrypoint(name: str) -> Callable[..., EMO]:
     defaults = {k: v for k, v in variant.items() if k not in _NOT_ARGUMENTS}
     defaults["drop_path_rate"] = variant["drop_path"]
 
-    def create(pretrained: bool = False, **kwargs: Any) -> EMO:
+    def create(
+        pretrained: bool = False,
+        pretrained_cfg: Any = None,
+        pretrained_cfg_overlay: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> EMO:
+        overlay = pretrained_cfg_overlay or {}
+        # the published weights, unless a record (of a hub's, or a folder's) or a file is given
+        if (
+            pretrained
+            and not overlay.get("file")
+            and (pretrained_cfg is None or isinstance(pretrained_cfg, str))
+        ):
+            weights = f"{name}.{pretrained_cfg}" if pretrained_cfg else name
+            asked = 0 if kwargs.get("features_only") else kwargs.get("num_classes")
+            overlay = {**pretrained_overlay(weights, asked), **overlay}
         return build_model_with_cfg(
             EMO,
             name,
             pretrained,
+            pretrained_cfg=pretrained_cfg,
+            pretrained_cfg_overlay=overlay,
             feature_cfg={"out_indices": (0, 1, 2, 3, 4), "feature_cls": "getter"},
             **{**defaults, **kwargs},
         )
 
     create.__name__ = create.__qualname__ = name
     create.__module__ = __name__
-    create.__doc__ = f"{name.upper().replace('_', '-')}: {VARIANTS[name].parameters:,} parameters at 1,000 classes."
+    create.__doc__ = (
+        f"{name.upper().replace('_', '-')}: {VARIANTS[name].parameters:,} parameters at 1,000 classes."
+    )
     return create
 
 

@@ -43,7 +43,7 @@ class Operator(nn.Module):
         raise NotImplementedError
 
     def max_path_length(self, height: int, width: int) -> float:
-        """Blocks needed to connect any two positions of the map. Source: EMO, table of MPL; EMOv2, table 2."""
+        """Blocks needed to connect any two positions of the map. Source: EMOv2, table 2."""
         raise NotImplementedError
 
 
@@ -63,8 +63,8 @@ class Skip(Operator):
 class DepthwiseConv(Operator):
     """Depthwise convolution, norm, activation, optionally squeeze-and-excite, optionally an inner skip.
 
-    (B, C, H, W) -> (B, C, ceil(H / stride), ceil(W / stride)). The activation is SiLU in every stage of EMO, also in
-    those whose expansion uses GELU. Unlike the official EMO code, the padding follows the dilation.
+    (B, C, H, W) -> (B, C, ceil(H / stride), ceil(W / stride)). The activation is SiLU in every stage of EMO,
+    also in those whose expansion uses GELU. Unlike the official EMO code, the padding follows the dilation.
     Source: EMO section 3.2; paper-wide kernel sizes in `variants`.
     """
 
@@ -111,8 +111,8 @@ class DepthwiseConv(Operator):
 class WindowAttention(Operator):
     """Multi-head attention inside windows: queries and keys from x, values from expand(x). EW-MHSA.
 
-    (B, C, H, W) -> (B, Cv, H, W) with Cv the channels of expand(x); C and Cv must be multiples of the number of
-    heads, C / dim_head. `window` is a side, a pair (h, w), or 0 for the whole map. `partition`:
+    (B, C, H, W) -> (B, Cv, H, W) with Cv the channels of expand(x); C and Cv must be multiples of the number
+    of heads, C / dim_head. `window` is a side, a pair (h, w), or 0 for the whole map. `partition`:
 
     - "strided": a window holds every gh-th row and every gw-th column, so that it spans the map (EMO);
     - "contiguous": a window is a tile (Swin without shifts);
@@ -173,7 +173,7 @@ class WindowAttention(Operator):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int], cut: str) -> Tensor:
         height, width = v.shape[-2:]
         q, k, v = (to_windows(t, window, cut, self.num_heads) for t in (q, k, v))  # (B*G, N, T, D)
-        # Two plain products: windows are so small that fused attention is slower, and counters see what they cost.
+        # Two plain products: in such small windows faster than fused attention, and counters see them.
         weights = (self.scale * q @ k.transpose(-2, -1)).softmax(dim=-1)  # (B*G, N, T, T)
         y = F.dropout(weights, self.attn_drop, self.training) @ v
         return from_windows(y, window, cut, (height, width))
@@ -194,9 +194,9 @@ class WindowAttention(Operator):
 class Cascade(Operator):
     """Attention, then a depthwise convolution: the operator of the iRMB, and its variations.
 
-    `order` says where attention stands: "before" the expansion (at width C: all published EMO weights) or "after"
-    (queries and keys at C, values at the expanded width: EMOv2). `parallel` sums the two branches instead.
-    Either component may be None. Source: EMO section 3.2, F = (DW-Conv, Skip)(EW-MHSA).
+    `order` says where attention stands: "before" the expansion (at width C: all published EMO weights) or
+    "after" (queries and keys at C, values at the expanded width: EMOv2). `parallel` sums the two branches
+    instead. Either component may be None. Source: EMO section 3.2, F = (DW-Conv, Skip)(EW-MHSA).
     """
 
     def __init__(
@@ -209,7 +209,9 @@ class Cascade(Operator):
     ) -> None:
         super().__init__()
         if order not in ("before", "after"):
-            raise ValueError(f"order {order!r} is unknown; attention stands 'before' or 'after' the expansion")
+            raise ValueError(
+                f"order {order!r} is unknown; attention stands 'before' or 'after' the expansion"
+            )
         if parallel and (attention is None or conv is None):
             raise ValueError("parallel=True needs both attention and a convolution")
         self.attention = attention
@@ -244,7 +246,7 @@ class Cascade(Operator):
         reach = (self.conv.conv.kernel_size[0] - 1) * self.conv.conv.dilation[0]
         window = max(self.attention.window_shape(height, width))
         length = 2 * max(height, width) / (reach + 2 * window)
-        # Derived here: side by side, one block makes one of the two steps, so that a path takes twice as many.
+        # Derived here: side by side, one block makes one of the two steps, so a path takes twice as many.
         return 2 * length if self.parallel else length
 
 

@@ -2,11 +2,12 @@
 
 Each row holds the four stages after the stem (the papers' stages 1 to 4, strides 4, 8, 16, 32).
 
-Sources. Depths, dims, expansion ratios, head dims, drop path: official configurations of EMO (arXiv 2301.01146) and
-EMOv2 (arXiv 2412.06674, tables 4 and 18). Parameters: exact count of that network with 1,000 classes. `flops`: the
-authors' training logs at 224 px, counted as their tool counts (one per multiply-add, two per element in batch norm, five
-in layer norm); for EMOv2-20M and 50M the same count of the official network. `top1`, on ImageNet-1K at 224 px, trained
-without distillation: EMO, README of the official release (test of the published weights); EMOv2, tables 7 and 19.
+Sources. Depths, dims, expansion ratios, head dims, drop path: official configurations of EMO (arXiv
+2301.01146) and EMOv2 (arXiv 2412.06674, tables 4 and 18). Parameters: exact count of that network with 1,000
+classes. `flops`: the authors' training logs at 224 px, counted as their tool counts (one per multiply-add,
+two per element in batch norm, five in layer norm); for EMOv2-20M and 50M the same count of the official
+network. `top1`, on ImageNet-1K at 224 px, trained without distillation: EMO, README of the official release
+(test of the published weights); EMOv2, tables 7 and 19.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Variant:
     paper: str = "arXiv:2301.01146"
 
 
-# What all EMOv2 share: spanning attention on expanded values, 5x5 kernels, layer scale, a stem without squeeze-and-excite.
+# What all EMOv2 share: spanning attention on expanded values, 5x5 kernels, layer scale, a plainer stem.
 _V2: dict[str, Any] = {
     "stem_se": False,
     "stem_act": True,

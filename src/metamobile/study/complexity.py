@@ -1,8 +1,10 @@
 """Parameters and operations of a network, by two named rules.
 
 - `macs`: multiply-adds of convolutions, linear layers and matrix products, attention included, fused or not.
-- `flops_paper`: the count of the EMO papers, `macs` plus 2 per element in batch norm and 5 in layer norm (the rules of
-  fvcore, which their logs use). Activations, softmax, additions and pooling are free in both.
+- `flops_paper`: the count of the EMO papers, `macs` plus 2 per element in batch norm and 5 in layer norm
+  (the rules of fvcore, which their logs use).
+
+Activations, softmax, additions and pooling are free in both.
 """
 
 from __future__ import annotations
@@ -53,7 +55,10 @@ def _count(model: nn.Module, x: torch.Tensor, mapping: dict[Any, Any]) -> dict[s
     with FlopCounterMode(display=False, depth=None, custom_mapping=mapping) as counter, torch.no_grad():
         model(x)
     root = type(model).__name__
-    counts = {name.removeprefix(root).removeprefix("."): sum(c.values()) for name, c in counter.get_flop_counts().items()}
+    counts = {
+        name.removeprefix(root).removeprefix("."): sum(c.values())
+        for name, c in counter.get_flop_counts().items()
+    }
     return counts | {"": counter.get_total_flops()}
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -23,7 +24,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from metamobile.tasks import Task
-from metamobile.training.progress import Bar, Reporter
+from metamobile.training.progress import Bar, Reporter, rough_time
 from metamobile.training.recipe import Recipe
 from metamobile.training.runfolder import RunFolder
 from metamobile.training.state import Progress, save_state
@@ -37,44 +38,30 @@ class TrainingDiverged(ValueError):
     """The loss or the gradient is not finite any more."""
 
 
+@dataclass
 class Loop:
     """A run's epochs, with all that they work with; `run` goes from `progress` to the recipe's last epoch."""
 
-    def __init__(
-        self,
-        *,
-        task: Task,
-        recipe: Recipe,
-        folder: RunFolder,
-        accelerator: Accelerator,
-        model: nn.Module,
-        average: ModelEmaV3 | None,
-        optimizer: Any,
-        train_loader: Any,
-        val_loader: Any,
-        names: list[str],
-        progress: Progress,
-        reporter: Reporter,
-        save_weights: Callable[[nn.Module, dict[str, Any], bool], None],
-    ) -> None:
-        self.task = task
-        self.recipe = recipe
-        self.folder = folder
-        self.accelerator = accelerator
-        self.model = model
-        self.average = average
-        self.optimizer = optimizer
-        self.train_loader = train_loader
-        self.val_loader = val_loader
-        self.names = names
-        self.progress = progress
-        self.reporter = reporter
-        self.save_weights = save_weights
-        self.plain = accelerator.unwrap_model(model)
-        self.loss = task.make_loss(recipe, len(names))
-        self.steps_per_epoch = len(train_loader)
+    task: Task
+    recipe: Recipe
+    folder: RunFolder
+    accelerator: Accelerator
+    model: nn.Module
+    average: ModelEmaV3 | None
+    optimizer: Any
+    train_loader: Any
+    val_loader: Any
+    names: list[str]
+    progress: Progress
+    reporter: Reporter
+    save_weights: Callable[[nn.Module, dict[str, Any], bool], None]  # (network, figures, best or not)
+
+    def __post_init__(self) -> None:
+        self.plain = self.accelerator.unwrap_model(self.model)
+        self.loss = self.task.make_loss(self.recipe, len(self.names))
+        self.steps_per_epoch = len(self.train_loader)
         self.schedule = self._make_schedule()
-        self.forward = torch.compile(model) if recipe.run.compile else model
+        self.forward = torch.compile(self.model) if self.recipe.run.compile else self.model
         self._stop = False
 
     def _make_schedule(self) -> CosineLRScheduler:
@@ -116,8 +103,8 @@ class Loop:
             "seconds": seconds,
             "images_per_second": self.steps_per_epoch * self.recipe.run.batch_size / trained,
         }
-        if figures:
-            line |= {"val_loss": figures["loss"], "top1": figures["top1"], "top5": figures["top5"]}
+        numbers = {key: value for key, value in figures.items() if isinstance(value, (int, float))}
+        line |= {"val_loss" if key == "loss" else key: value for key, value in numbers.items()}
         self._finish_epoch(line, figures)
 
     def _finish_epoch(self, line: dict[str, Any], figures: dict[str, Any]) -> None:
@@ -136,16 +123,15 @@ class Loop:
         self._say_epoch(line, better)
 
     def _say_epoch(self, line: dict[str, Any], better: bool) -> None:
-        epochs = self.recipe.schedule.epochs
-        measured = (
-            f"val loss {line['val_loss']:.3f}  top-1 {line['top1']:.2f} %{'  best' if better else ''}"
-            if "top1" in line
-            else "not measured"
-        )
+        epochs, figure = self.recipe.schedule.epochs, self.task.main_figure
+        measured = "not measured"
+        if figure in line:
+            best = "  best" if better else ""
+            measured = f"val loss {line['val_loss']:.3f}  {figure} {line[figure]:.2f} %{best}"
         left = self.progress.seconds / line["epoch"] * (epochs - line["epoch"])
         self.reporter.say(
             f"epoch {line['epoch']:3d}/{epochs}  train loss {line['train_loss']:.3f}  {measured}  "
-            f"{line['images_per_second']:.0f} img/s  {line['seconds']:.0f} s, about {left / 60:.0f} min left"
+            f"{line['images_per_second']:.0f} img/s  {line['seconds']:.0f} s, {rough_time(left)} left"
         )
 
     def _train(self, epoch: int, bar: Bar) -> float:

@@ -19,6 +19,10 @@ from rich.progress import (
 )
 
 
+def rough_time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
 class Reporter:
     """Lines to standard error and to the run's log file; a progress bar where a person looks."""
 

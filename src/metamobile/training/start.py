@@ -39,6 +39,8 @@ def say_what_will_happen(
         f"{recipe.optim.name}, lr {recipe.lr:g}{_scaling(recipe)}; "
         f"{run.precision} on {next(model.parameters()).device}"
     )
+    if recipe.ema.enabled:
+        reporter.say(f"averaged weights are measured and saved: {_average(recipe, steps)}")
     share = padded_share(model, recipe.data.shape)
     if share > MOST_PADDED:
         reporter.say(
@@ -53,6 +55,16 @@ def _scaling(recipe: Recipe) -> str:
     return f" ({recipe.optim.lr:g} per {recipe.optim.lr_per} pictures)" if recipe.optim.lr_per else ""
 
 
+def _average(recipe: Recipe, steps: int) -> str:
+    """What the average is of when the run ends."""
+    decay, grown = recipe.ema.decay, 1 - steps ** (-2 / 3)
+    if not recipe.ema.warmup or decay <= grown:
+        return f"over some {1 / max(1 - decay, 1e-9):,.0f} steps (decay {decay:g})"
+    return (
+        f"over the last {1 / (1 - grown):,.0f} steps or so (decay {grown:.4f}; too short a run for {decay:g})"
+    )
+
+
 def without_effect(
     recipe: Recipe, data: FolderData, model: nn.Module, optimizer: Optimizer, steps: int
 ) -> Iterator[str]:
@@ -61,9 +73,6 @@ def without_effect(
     ema, augment, schedule = recipe.ema, recipe.augment, recipe.schedule
     if not ema.enabled and ema.decay != default.ema.decay:
         yield "ema.decay, as ema.enabled is false"
-    reached = 1 - steps ** (-2 / 3)
-    if ema.enabled and ema.warmup and ema.decay > reached:
-        yield f"ema.decay {ema.decay:g}, as the average's warm-up reaches {reached:.4f} at the last step"
     if schedule.warmup_epochs == 0 and schedule.warmup_lr != default.schedule.warmup_lr:
         yield "schedule.warmup_lr, as schedule.warmup_epochs is 0"
     if augment.auto_augment and augment.color_jitter:

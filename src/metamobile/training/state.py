@@ -13,8 +13,8 @@ from timm.utils import ModelEmaV3
 
 @dataclass
 class Progress:
-    """Where a run stands; saved with its state. `epoch` counts finished epochs, `step` optimiser steps, `best`
-    is the main figure of `best_epoch`."""
+    """Where a run stands; saved with its state. `epoch` counts finished epochs, `step` optimiser steps;
+    `best` is the main figure of `best_epoch`."""
 
     epoch: int = 0
     step: int = 0

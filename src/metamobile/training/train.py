@@ -27,7 +27,7 @@ from metamobile.models.create import resolved_args
 from metamobile.tasks import Task, get_task
 from metamobile.training.finetune import load_pretrained
 from metamobile.training.loop import Interrupted, Loop
-from metamobile.training.progress import Reporter
+from metamobile.training.progress import Reporter, rough_time
 from metamobile.training.recipe import Recipe, load_recipe
 from metamobile.training.runfolder import RunFolder
 from metamobile.training.start import say_what_will_happen, start_record
@@ -101,16 +101,13 @@ def train(
             "no data was given; --data FOLDER names a folder of class folders, --data shapes drawn ones"
         )
     if resume is None:
-        folder = RunFolder(
-            out or Path("runs") / f"{resolved.model.name}-{Path(resolved.data.path).resolve().name}"
-        )
+        data_name = Path(resolved.data.path).resolve().name
+        folder = RunFolder(out or Path("runs") / f"{resolved.model.name}-{data_name}")
         folder.check_free(overwrite)
     try:
         return _train(resolved, folder, resume is not None, quiet)
     finally:
-        AcceleratorState._reset_state(
-            True
-        )  # so that one process can train again with another precision or device
+        AcceleratorState._reset_state(True)  # one process may train again, with another precision or device
 
 
 def _train(recipe: Recipe, folder: RunFolder, resume: bool, quiet: bool) -> Run:
@@ -173,7 +170,7 @@ def _train(recipe: Recipe, folder: RunFolder, resume: bool, quiet: bool) -> Run:
     def save(network: nn.Module, figures: dict[str, Any], best: bool) -> None:
         kind = "averaged weights" if average is not None else "weights"
         chosen = f"best {kind} by validation {task.main_figure}" if best else f"last {kind}"
-        metrics: dict[str, Any] = {k: figures[k] for k in ("top1", "top5", "loss") if k in figures}
+        metrics: dict[str, Any] = {k: v for k, v in figures.items() if isinstance(v, (int, float))}
         metrics |= {"epoch": progress.epoch, "chosen": f"{chosen}, epoch {progress.epoch}"}
         card = Card(
             recipe.model.name,
@@ -221,7 +218,7 @@ def _close(loop: Loop, data: FolderData, folder: RunFolder, reporter: Reporter) 
         folder.write_evaluation({**figures, "wrong": worst})
         reporter.say(
             f"{folder.model}: {card.metrics['chosen']}; top-1 {figures['top1']:.2f} % on "
-            f"{len(data.val):,} pictures, {loop.progress.seconds / 60:.1f} minutes of training"
+            f"{len(data.val):,} pictures, {rough_time(loop.progress.seconds)} of training"
         )
         reporter.say(f"next: metamobile predict {folder.path} PICTURES")
         reporter.say(f"      metamobile export {folder.path} --to onnx")

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from metamobile.errors import nearest
+from metamobile.files import cache_folder
+from metamobile.weights.published import PUBLISHED, published_name
 
 SHIPPED: dict[str, Path] = {
     "emo_1m.imagenette": Path(__file__).parent / "shipped" / "emo_1m.imagenette.safetensors",
@@ -15,7 +17,7 @@ SUFFIXES = (".safetensors", ".onnx")
 
 
 def find_model(name: str | Path, others: Iterable[str] = ()) -> Path:
-    """The file behind a run folder, a weights or exported file, or the name of shipped weights.
+    """The file behind a run folder, a weights or exported file, or the name of shipped or pulled weights.
 
     Errors: ValueError that says what was found in its place, with the nearest name, of `others` too.
     """
@@ -30,15 +32,35 @@ def find_model(name: str | Path, others: Iterable[str] = ()) -> Path:
     if path.is_dir():
         return _in_folder(path)
     if not path.exists():
-        known = [*SHIPPED, *_beside(path), *others]
+        published = published_name(str(name))
+        if published is not None:
+            return find_pulled(published)
+        known = [*SHIPPED, *PUBLISHED, *_beside(path), *others]
         raise ValueError(
             f"no model {str(name)!r}; expected a run folder, a file ({', '.join(SUFFIXES)}), "
-            f"shipped weights ({', '.join(SHIPPED)}) or one of timm's names{nearest(str(name), known)}"
+            f"shipped weights ({', '.join(SHIPPED)}), published ones ({', '.join(PUBLISHED)}) "
+            f"or one of timm's names{nearest(str(name), known)}"
         )
     if path.suffix not in SUFFIXES:
         raise ValueError(
             f"{path}: not a model file; expected {' or '.join(SUFFIXES)}, or a run folder, "
             f"but its suffix is {path.suffix or 'missing'}"
+        )
+    return path
+
+
+def pulled_path(name: str, cache: str | Path | None = None) -> Path:
+    """Where `metamobile pull` leaves the published weights of that full name; they need not be there."""
+    return Path(cache or cache_folder()) / "weights" / f"{name}.safetensors"
+
+
+def find_pulled(name: str) -> Path:
+    """The same, and they are there. Errors: ValueError that says how to fetch them."""
+    path = pulled_path(name)
+    if not path.is_file():
+        raise ValueError(
+            f"{name}: these published weights are not here yet (expected at {path}); "
+            f"`metamobile pull {name}` fetches them"
         )
     return path
 

@@ -15,18 +15,21 @@ from metamobile.data.preprocess import Preprocess
 from metamobile.models.create import create_model, resolved_args
 from metamobile.weights.card import Card, current_versions
 from metamobile.weights.file import load_weights
-from metamobile.weights.find import SHIPPED, find_model
+from metamobile.weights.find import SHIPPED, find_model, pulled_path
+from metamobile.weights.published import published_name
 
 
 def load_network(name: str | Path) -> tuple[nn.Module, Card]:
-    """The network, on the CPU and in evaluation mode, of a run folder, a weights file, shipped weights, or
-    one of timm's pretrained names (fetched once, with the preprocessing and the classes timm gives).
+    """The network, on the CPU and in evaluation mode, of a run folder, a weights file, shipped or pulled weights,
+    or one of timm's pretrained names (fetched once, with the preprocessing and the classes timm gives).
 
     Errors: ValueError for an unknown name, a file that is damaged or foreign, or a hub out of reach.
     """
     called = str(name)
     is_network = timm.is_model_pretrained(called) or (timm.is_model(called) and "." not in called)
-    if is_network and not Path(name).exists():
+    published = published_name(called)
+    is_pulled = published is not None and pulled_path(published).is_file()
+    if is_network and not is_pulled and not Path(name).exists():
         return _from_timm(called)
     path = find_model(name, others=timm.list_pretrained())
     if path.suffix != ".safetensors":
@@ -42,9 +45,10 @@ def load_network(name: str | Path) -> tuple[nn.Module, Card]:
 
 def _from_timm(name: str) -> tuple[nn.Module, Card]:
     if not timm.is_model_pretrained(name):
+        fetch = f"`metamobile pull {name}` fetches the authors', " if published_name(name) else ""
         raise ValueError(
-            f"{name} is a network without weights; `metamobile train {name} --data FOLDER` makes a run "
-            f"folder, and these weights ship with the package: {', '.join(SHIPPED)}"
+            f"{name} is a network without weights here; {fetch}`metamobile train {name} --data FOLDER` makes a "
+            f"run folder, and these weights ship with the package: {', '.join(SHIPPED)}"
         )
     config = timm.get_pretrained_cfg(name)
     assert config is not None  # as there are weights

@@ -31,7 +31,7 @@ _RULES = [
 
 
 def from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the tensors of an official EMO or EMOv2 state dict; only layer scales change shape, (1, C, 1, 1) -> (C,).
+    """Rename the tensors of an official EMO or EMOv2 state dict; layer scales go from (1, C, 1, 1) to (C,).
 
     Errors: ValueError when the names are not those of an official network.
     """
@@ -44,7 +44,6 @@ def from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if "stages.0.0.conv.weight" not in ours:
         first = next(iter(state_dict), "nothing")
         raise ValueError(
-            f"not an official EMO state dict: it starts with {first!r}, "
-            "expected the tensors of its stage0"
+            f"not an official EMO state dict: it starts with {first!r}, expected the tensors of its stage0"
         )
     return ours
