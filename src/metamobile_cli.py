@@ -15,14 +15,10 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from typer import Argument, Option
-
-if TYPE_CHECKING:
-    from metamobile.deploy.gate import GateResult
-    from metamobile.tasks.classify.results import Classification
 
 DEFAULT_MODEL = "emo_1m.imagenette"
 
@@ -69,6 +65,7 @@ def models(
 
     from metamobile.errors import nearest
     from metamobile.models.variants import VARIANTS
+    from metamobile.show import print_table
     from metamobile.weights.card import read_card
     from metamobile.weights.find import SHIPPED, pulled_path
     from metamobile.weights.published import PUBLISHED
@@ -121,6 +118,7 @@ def check(
 ) -> None:
     """Read every picture of a data set and name each bad file. Exit code 1 if there is one."""
     from metamobile.data.inspect import inspect_folder
+    from metamobile.show import print_table
 
     inspection = inspect_folder(data, workers=workers)
     print(inspection.summary())
@@ -190,6 +188,7 @@ def evaluate(
 ) -> None:
     """Measure a model on a folder of pictures: top-1, top-5, loss, and each class."""
     from metamobile.inference.evaluate import evaluate
+    from metamobile.show import print_table
 
     figures = evaluate(model, data, json=json, batch_size=batch_size, device=device, workers=workers)
     per_class = figures["per_class"]
@@ -226,6 +225,7 @@ def predict(
     """Name pictures. A broken one is named and passed over; the exit code is then 1."""
     model, pictures = split_model(model, pictures or [])
     from metamobile.inference.predict import predict
+    from metamobile.show import print_answers
 
     predictions = predict(
         model, pictures, out=out, json=json, csv=csv, top=top, batch_size=batch_size, device=device
@@ -255,6 +255,7 @@ def export(
     """Write files for other runtimes, each compared with PyTorch on pictures. Exit code 1 if one differs."""
     pixels = parse_size(size)
     from metamobile.deploy.export import export
+    from metamobile.show import print_gate
 
     gates = export(model, to=split_commas(to), out=out, verify=verify, keep=keep, size=pixels)
     for gate in gates:
@@ -317,69 +318,6 @@ def split_model(model: str, pictures: list[str]) -> tuple[str, list[str]]:
             f"no picture given to {model}; expected files, folders, globs, or - for paths from stdin"
         )
     return model, pictures
-
-
-def print_gate(gate: GateResult) -> None:
-    """What was compared, the differences for each batch size, and the verdict."""
-    print(f"{gate.runtime} against PyTorch on {gate.pictures} pictures: {gate.source}")
-    print_table(
-        "",
-        [">batch", ">largest difference", ">mean difference", ">same top-1"],
-        [
-            [
-                f"{row.batch_size}",
-                f"{row.max_diff:.2e}",
-                f"{row.mean_diff:.2e}",
-                f"{100 * row.top1_agreement:.1f} %",
-            ]
-            for row in gate.rows
-        ],
-    )
-    if gate.passed:
-        size = gate.path.stat().st_size / 1e6
-        typer.secho(f"PASS  {gate.path}, {size:.1f} MB", fg="green")
-    else:
-        typer.secho(f"FAIL  {gate.path}{' kept' if gate.path.exists() else ' not written'}", fg="red")
-
-
-def print_answers(results: Sequence[Classification]) -> None:
-    """One line a picture: the best label with its score, then the others that reach one percent."""
-    rows = []
-    for result in results:
-        scores = [f"{100 * score:.1f} %" for score in result.scores]
-        best = f"{bar(result.scores[0])} {scores[0]:>7}" if sys.stdout.isatty() else scores[0]
-        ranks = [rank for rank, score in enumerate(result.scores) if rank and score >= 0.01]
-        others = ", ".join(f"{result.labels[rank]} {scores[rank]}" for rank in ranks)
-        rows.append([result.picture, result.labels[0], best, others])
-    print_table("", ["picture", "label", ">score", "then"], rows)
-
-
-def bar(share: float, width: int = 10) -> str:
-    """A share from 0 to 1 as a bar of `width` characters, in eighths of one."""
-    eighths = round(share * width * 8)
-    return ("█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8]).ljust(width)[:width]
-
-
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on a terminal, tab-separated lines in a pipe. ">" before a name aligns its column right."""
-    if not rows:
-        return
-    names = [column.lstrip(">") for column in columns]
-    if not sys.stdout.isatty():
-        for row in [names, *rows]:
-            print("\t".join(row))
-        return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for name, column in zip(names, columns, strict=True):
-        table.add_column(name, justify="right" if column.startswith(">") else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
 
 
 def remark(text: str) -> None:

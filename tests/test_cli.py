@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-import metamobile_cli
 from metamobile.deploy.gate import GateResult, GateRow
+from metamobile.show import bar
 from metamobile.training.loop import Interrupted
 from metamobile_cli import parse_size, run, split_commas, split_settings
 
@@ -237,7 +237,7 @@ def test_lists_are_commas_or_repetition() -> None:
     ("share", "drawn"), [(0, "          "), (0.5, "█████     "), (0.99, "█████████▉"), (1, "██████████")]
 )
 def test_bar(share: float, drawn: str) -> None:
-    assert metamobile_cli.bar(share) == drawn
+    assert bar(share) == drawn
 
 
 if __name__ == "__main__":

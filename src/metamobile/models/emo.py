@@ -231,13 +231,20 @@ def resolve_windows(window_size: WindowSize, img_size: int | tuple[int, int] | N
             raise ValueError("window_size='auto' needs img_size, the side of the pictures or (height, width)")
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         return [auto_window(math.ceil(height / r), math.ceil(width / r)) for r in REDUCTIONS[1:]]
-    if isinstance(window_size, int) or (isinstance(window_size, tuple) and len(window_size) == 2):
+    if isinstance(window_size, int):
         return [window_size] * 4
+    if isinstance(window_size, tuple) and len(window_size) == 2:
+        return [_pair(window_size)] * 4
     if len(window_size) != 4:
         raise ValueError(
             f"window_size has {len(window_size)} entries; give one side, or one for each of 4 stages"
         )
-    return [tuple(w) if isinstance(w, (list, tuple)) else w for w in window_size]
+    return [w if isinstance(w, int) else _pair(w) for w in window_size]
+
+
+def _pair(window: Sequence[Any]) -> tuple[int, int]:
+    height, width = window
+    return height, width
 
 
 def auto_window(height: int, width: int) -> tuple[int, int]:

@@ -52,7 +52,7 @@ _NORMS = {
 
 
 def _count(model: nn.Module, x: torch.Tensor, mapping: dict[Any, Any]) -> dict[str, int]:
-    with FlopCounterMode(display=False, depth=None, custom_mapping=mapping) as counter, torch.no_grad():
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter, torch.no_grad():
         model(x)
     root = type(model).__name__
     counts = {

@@ -1,0 +1,76 @@
+"""Answers as text: tables on a terminal, tab-separated lines in a pipe. No torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from metamobile.deploy.gate import GateResult
+    from metamobile.tasks.classify.results import Classification
+
+
+def print_gate(gate: GateResult) -> None:
+    """What was compared, the differences for each batch size, and the verdict."""
+    print(f"{gate.runtime} against PyTorch on {gate.pictures} pictures: {gate.source}")
+    print_table(
+        "",
+        [">batch", ">largest difference", ">mean difference", ">same top-1"],
+        [
+            [
+                f"{row.batch_size}",
+                f"{row.max_diff:.2e}",
+                f"{row.mean_diff:.2e}",
+                f"{100 * row.top1_agreement:.1f} %",
+            ]
+            for row in gate.rows
+        ],
+    )
+    if gate.passed:
+        size = gate.path.stat().st_size / 1e6
+        typer.secho(f"PASS  {gate.path}, {size:.1f} MB", fg="green")
+    else:
+        typer.secho(f"FAIL  {gate.path}{' kept' if gate.path.exists() else ' not written'}", fg="red")
+
+
+def print_answers(results: Sequence[Classification]) -> None:
+    """One line a picture: the best label with its score, then the others that reach one percent."""
+    rows = []
+    for result in results:
+        scores = [f"{100 * score:.1f} %" for score in result.scores]
+        best = f"{bar(result.scores[0])} {scores[0]:>7}" if sys.stdout.isatty() else scores[0]
+        ranks = [rank for rank, score in enumerate(result.scores) if rank and score >= 0.01]
+        others = ", ".join(f"{result.labels[rank]} {scores[rank]}" for rank in ranks)
+        rows.append([result.picture, result.labels[0], best, others])
+    print_table("", ["picture", "label", ">score", "then"], rows)
+
+
+def bar(share: float, width: int = 10) -> str:
+    """A share from 0 to 1 as a bar of `width` characters, in eighths of one."""
+    eighths = round(share * width * 8)
+    return ("█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8]).ljust(width)[:width]
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on a terminal, tab-separated lines in a pipe. ">" before a name aligns its column right."""
+    if not rows:
+        return
+    names = [column.lstrip(">") for column in columns]
+    if not sys.stdout.isatty():
+        for row in [names, *rows]:
+            print("\t".join(row))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for name, column in zip(names, columns, strict=True):
+        table.add_column(name, justify="right" if column.startswith(">") else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)
