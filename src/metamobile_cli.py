@@ -24,7 +24,7 @@ DEFAULT_MODEL = "emo_1m.imagenette"
 
 app = typer.Typer(
     help="Train, measure, use and export small, accurate vision models (EMO).",
-    epilog="A model is a run folder, a .safetensors file, an exported file, or the name of shipped or pulled weights.",
+    epilog="A model is a run folder, a .safetensors or exported file, or weights by name, shipped or pulled.",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )

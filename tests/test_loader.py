@@ -1,4 +1,4 @@
-"""The data set gives the same pictures whatever the workers, and leaves the process's random numbers alone."""
+"""The data set gives the same pictures whatever the workers, and leaves the process's random state alone."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from metamobile.data.pictures import find_pictures, read_picture
 from metamobile.errors import PictureError
@@ -220,3 +220,22 @@ def test_find_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         find_pictures([tmp_path / "none"])
     with pytest.raises(ValueError, match="no picture was given"):
         find_pictures([])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "PPM"])
+def test_damage_of_any_sort_is_a_picture_error(kind: str) -> None:
+    """Whatever a decoder raises on random damage, `read_picture` raises nothing but PictureError."""
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    rng = np.random.default_rng(0)
+    whole = stored(Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)), kind)
+    broken = 0
+    for _ in range(40):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, min(300, len(whole)), 3):  # the header and what follows
+            damaged[place] = rng.integers(256)
+        try:
+            assert read_picture(bytes(damaged)).mode == "RGB"
+        except PictureError:
+            broken += 1
+    assert broken

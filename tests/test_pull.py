@@ -1,6 +1,6 @@
 """`metamobile pull`, the whole way against a server on this machine: what it takes, refuses, keeps and says.
 
-The official names are written here once more, from ours to theirs, so that the key map is checked from both sides.
+The official names are written here once more, from ours to theirs: the key map is checked from both sides.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Any
 import pytest
 import timm
 import torch
-from small_model import write_pictures
 from torch import Tensor, nn
 
 import metamobile
 import metamobile_cli
+from metamobile.data.preprocess import Preprocess
 from metamobile.models.create import create_model
 from metamobile.models.variants import VARIANTS
 from metamobile.weights.card import read_card
@@ -34,6 +34,7 @@ from metamobile.weights.network import load_network
 from metamobile.weights.official import from_official
 from metamobile.weights.published import PUBLISHED, published_name
 from metamobile.weights.pull import git_blob_id, pull
+from small_model import write_pictures
 
 NAME = "emo_1m.in1k"
 PIXELS = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -205,7 +206,7 @@ def test_the_table() -> None:
     assert published_name("emov2_5m") == "emov2_5m.in1k"
     assert published_name("emov2_5m_512") == "emov2_5m_512.in1k_kd"
     assert published_name("emov2_20m") is None
-    assert (PUBLISHED["emo_1m.in1k"].preprocess.resize, PUBLISHED["emo_1m.in1k"].preprocess.size) == (256, (224, 224))
+    assert PUBLISHED[NAME].preprocess == Preprocess(size=(224, 224), resize=256, interpolation="bicubic")
 
 
 def test_git_names_the_same_content(tmp_path: Path) -> None:
@@ -224,7 +225,8 @@ def test_from_a_name_to_a_network(
     assert seen[-1] == (len(good), len(good)) and len(seen) > 10
 
     card = read_card(path)
-    assert (card.variant, card.task, card.model_args) == ("emo_1m", "classify", {"num_classes": 1000, "window_size": [7] * 4})
+    assert (card.variant, card.task) == ("emo_1m", "classify")
+    assert card.model_args == {"num_classes": 1000, "window_size": [7] * 4}
     assert (card.classes[0], card.names[0], len(card.classes)) == ("n01440764", "tench", 1000)
     assert card.preprocess == PUBLISHED[NAME].preprocess
     assert card.metrics["published_top1"] == 71.498 and "README" in card.metrics["published_source"]
@@ -254,7 +256,8 @@ def test_a_broken_download_is_gone_on_with(
 ) -> None:
     publish(good)
     server.ranges, server.cut = ranges, 1_000_000
-    with pytest.raises(ValueError, match=rf"1,000,000 of {len(good):,} bytes are here.*`metamobile pull {NAME}` goes on"):
+    words = rf"1,000,000 of {len(good):,} bytes are here.*`metamobile pull {NAME}` goes on"
+    with pytest.raises(ValueError, match=words):
         pull(NAME)
     part = cache / f"{NAME}.part"
     assert list(cache.iterdir()) == [part] and part.read_bytes() == good[:1_000_000]
@@ -282,7 +285,8 @@ def test_another_content_than_published_is_refused(
     if part:  # what an earlier download left is not the start of this file
         cache.mkdir(parents=True)
         (cache / f"{NAME}.part").write_bytes(part)
-    with pytest.raises(ValueError, match=r"is not the published file \(git blob id .* was deleted; try again.*--from"):
+    words = r"is not the published file \(git blob id .* was deleted; try again.*--from"
+    with pytest.raises(ValueError, match=words):
         pull(NAME)
     assert list(cache.iterdir()) == []
     if part:
@@ -295,7 +299,7 @@ def test_a_web_page_is_no_weights(
 ) -> None:
     publish(b"\n<!DOCTYPE html><html>Log in to the hotel's network</html>")
     server.kind = kind
-    with pytest.raises(ValueError, match=r"gave a web page and no weights.*`metamobile pull emo_1m.in1k --from FILE`"):
+    with pytest.raises(ValueError, match=r"gave a web page and no weights.*pull emo_1m.in1k --from FILE`"):
         pull(NAME)
     assert list(cache.iterdir()) == []
 
@@ -333,7 +337,8 @@ def test_wrappings_of_the_state_dict(publish: Callable[..., None], network: nn.M
     state = to_official(network.state_dict())
     other = to_official(settled("emo_1m", seed=1).state_dict())
     prefixed = {f"module.{name}": tensor for name, tensor in state.items()}
-    for content in (prefixed, {"net": other, "net_E": prefixed}, {"net": state}, {"net": state, "net_E": None}):
+    both = {"net": other, "net_E": prefixed}
+    for content in (prefixed, both, {"net": state}, {"net": state, "net_E": None}):
         publish(pth(content))
         assert same(load_network(pull(NAME))[0], network)
 
@@ -349,7 +354,7 @@ def test_another_number_of_classes_is_told(
     assert card.metrics == {} and "not the published file" in card.notes
     told = caplog.text
     assert "is not the published file of emo_1m.in1k (git blob id " in told and "states no accuracy" in told
-    assert "has 3 classes and not the 1,000 of ImageNet" in told and "called 0 to 2" in told
+    assert "has 3 classes and not ImageNet's 1000" in told and "called 0 to 2" in told
     assert same(load_network("emo_1m")[0], small)
     assert same(timm.create_model("emo_1m", pretrained=True), small)
 
@@ -371,11 +376,13 @@ def test_a_converted_file_is_replaced_by_the_published_one(
     assert read_card(pull(NAME, source=tmp_path / "net.pth")).metrics["published_top1"] == 71.498
 
 
-def test_weights_for_other_settings_bring_them(publish: Callable[..., None], caplog: pytest.LogCaptureFixture) -> None:
+def test_weights_for_other_settings_bring_them(
+    publish: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
     big = settled("emov2_1m", window_size=8)  # in the place of the 5M, which this name is of
     publish(pth(to_official(big.state_dict())), "emov2_5m_512.in1k_kd", variant="emov2_1m")
     card = read_card(pull("emov2_5m_512"))
-    assert (card.variant, card.model_args["window_size"], card.preprocess.size) == ("emov2_1m", [8] * 4, (512, 512))
+    assert (card.model_args["window_size"], card.preprocess.size) == ([8] * 4, (512, 512))
     assert (card.metrics["published_top1"], card.metrics["published_top1_or"]) == (82.4, 82.9)
     assert "82.4 or 82.9 %" in card.notes and "is not told" in card.notes
     for name in ("emov2_5m_512", "emov2_5m_512.in1k_kd"):
@@ -391,11 +398,13 @@ def test_out_of_reach(publish: Callable[..., None], server: Server, cache: Path,
         free.bind(("127.0.0.1", 0))
         closed = free.getsockname()[1]
     publish(good, url=f"http://127.0.0.1:{closed}/net.pth")
-    with pytest.raises(ValueError, match=r"could not be fetched \(.*refused\).*`metamobile pull emo_1m.in1k --from FILE`"):
+    with pytest.raises(
+        ValueError, match=r"could not be fetched \(.*refused\).*pull emo_1m.in1k --from FILE`"
+    ):
         pull(NAME)
     assert list(cache.iterdir()) == []
     (cache / f"{NAME}.part").write_bytes(good[:1000])
-    with pytest.raises(ValueError, match=r"1,000 bytes are here, and the rest did not come \(.*refused\); .* goes on"):
+    with pytest.raises(ValueError, match=r"1,000 bytes are here, and .* not come \(.*refused\); .* goes on"):
         pull(NAME)
     assert (cache / f"{NAME}.part").read_bytes() == good[:1000]
     publish(good, url=server.url.replace("net", "gone"))
@@ -406,28 +415,37 @@ def test_out_of_reach(publish: Callable[..., None], server: Server, cache: Path,
 
 
 def test_files_at_hand_that_cannot_be_converted(
-    publish: Callable[..., None], cache: Path, tmp_path: Path, good: bytes, network: nn.Module
+    publish: Callable[..., None],
+    cache: Path,
+    tmp_path: Path,
+    good: bytes,
+    network: nn.Module,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     publish(good)
     file = tmp_path / "net.pth"
     lacking = to_official(network.state_dict())
-    lacking = {name: t for name, t in lacking.items() if name != "stage1.1.norm.weight"} | {"extra": torch.zeros(1)}
+    lacking["extra"] = lacking.pop("stage1.1.norm.weight")
+    legacy = io.BytesIO()
+    torch.save(to_official(network.state_dict()), legacy, _use_new_zipfile_serialization=False)
     wrong = [
         (good[:-1000], "truncated or damaged at .* bytes; copy or download it again"),
         (good[:3], "not a PyTorch file"),
-        (b"<html>the page of the file</html>", "the button 'Download raw file'"),
+        (legacy.getvalue()[:-1000], "truncated or damaged at .* bytes"),
+        (b"\x80\x02" + bytes(range(100)), "damaged"),
+        (b"<html>the page of the file</html>", "GitHub's button 'Download raw file'"),
         (b"\x89PNG and so on", "not a PyTorch file"),
-        (pth([1, 2]), r"no state dict in it \(list\)"),
-        (pth({"epoch": 3}), r"no state dict in it \(epoch\)"),
-        (pth({"conv1.weight": torch.zeros(1)}), "not an official EMO state dict: it starts with 'conv1.weight'"),
-        (pth({k: v for k, v in lacking.items() if "head" not in k}), r"no classifier \(head.weight\)"),
-        (pth(lacking), r"not the tensors of emo_1m: 1 missing \(stages.1.1.norm.weight\), 1 unknown \(extra\)"),
+        (pth([1, 2]), "list in it; expected tensors by name"),
+        (pth({"epoch": 3}), "epoch in it; expected tensors by name"),
+        (pth({"conv1.weight": torch.zeros(1)}), "not an official EMO state dict: it starts with 'conv1"),
+        (pth({k: v for k, v in lacking.items() if "head" not in k}), r"no classifier \(head.weight\) in it"),
+        (pth(lacking), r"not the tensors of emo_1m: 1 missing \(stages.1.1.norm.*1 unknown \(extra\)"),
     ]  # fmt: skip
     for content, words in wrong:
         file.write_bytes(content)
         with pytest.raises(ValueError, match=f"net.pth: .*{words}") as caught:
             pull(NAME, source=file)
-        assert "\n" not in str(caught.value)
+        assert "\n" not in str(caught.value) and caplog.text == ""
     with pytest.raises(ValueError, match="no such file to convert; did you mean .*net.pth"):
         pull(NAME, source=tmp_path / "nett.pth")
     file.write_bytes(good)
@@ -438,11 +456,13 @@ def test_files_at_hand_that_cannot_be_converted(
 
 def test_names_without_weights_are_told_what_to_do(cache: Path) -> None:
     for make in (create_model, timm.create_model):
-        with pytest.raises(ValueError, match=r"emo_5m.in1k: these published weights are not here yet.*`metamobile pull emo_5m"):
+        with pytest.raises(ValueError, match=r"emo_5m.in1k: these .* not here yet.*`metamobile pull emo_5m"):
             make("emo_5m", pretrained=True)
         with pytest.raises(ValueError, match="emov2_20m has no published weights; there are emo_1m.in1k"):
             make("emov2_20m", pretrained=True)
-    with pytest.raises(ValueError, match="emo_5m is a network without weights here; `metamobile pull emo_5m` fetches"):
+    with pytest.raises(
+        ValueError, match="emo_5m is a network without weights.*`metamobile pull emo_5m` fetches"
+    ):
         load_network("emo_5m")
     with pytest.raises(ValueError, match="`metamobile pull emov2_5m.in1k_kd` fetches them"):
         load_network("emov2_5m.in1k_kd")

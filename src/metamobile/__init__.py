@@ -53,3 +53,4 @@ def __dir__() -> list[str]:
 # The command answers --help, and runs ONNX files, without torch; there, networks register when needed.
 if "metamobile_cli" not in sys.modules:
     from metamobile.models import emo as _emo  # noqa: F401
+    from metamobile.models import transplants as _transplants  # noqa: F401

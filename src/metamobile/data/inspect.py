@@ -161,7 +161,7 @@ def _format_of(content: bytes) -> str | None:
     try:
         with Image.open(io.BytesIO(content)) as picture:
             kind = picture.format
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError):
         return None
     return "JPEG" if kind == "MPO" else kind  # a phone's JPEG with more pictures behind it
 

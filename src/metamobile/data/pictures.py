@@ -54,8 +54,8 @@ def read_picture(source: Source) -> Image.Image:
         ) from error
     except Image.DecompressionBombError as error:
         raise PictureError(f"{name}: too large ({error}); make it smaller") from error
-    # Pillow reports damaged data through any of these
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+    # Pillow's decoders report damaged data through any of these, AVIF's through RuntimeError
+    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the file system's, not a decoder's
             raise PictureError(
                 f"{name}: cannot be opened ({error.strerror}); expected a picture file"

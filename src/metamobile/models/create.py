@@ -7,6 +7,7 @@ from typing import Any
 import timm
 from torch import nn
 
+import metamobile.models.transplants  # noqa: F401  (registers its networks with timm)
 from metamobile.errors import nearest
 from metamobile.models.emo import EMO, WindowSize
 from metamobile.models.pretrained import pretrained_overlay

@@ -1,6 +1,32 @@
 """DeiT-Tiny and PVT-Tiny, and both with iRMB or i2RMB in place of their Transformer blocks.
 
-TABLE
+All six are one network, `Pyramid`, of Meta Mobile Blocks: a Transformer block is two of them, an iRMB is one.
+Importing this module registers them with timm. The plain ones are exact: deit_tiny is timm's
+deit_tiny_patch16_224, pvt_tiny has PVT v1's 13,229,288 parameters.
+
+How the paper built the transplanted ones is not published. These came nearest among what was tried (parameters
+in M, FLOPs in G at 224 px by the papers' rule; the paper cuts parameters off after one decimal):
+
+    name              published   here               difference    iRMBs
+    deit_tiny          5.7  1.3    5.717  1.258
+    deit_tiny_irmb     4.9  1.1    4.922  1.095     +0.4 % -0.4 %  3x3, attention over the whole map
+    deit_tiny_i2rmb    5.0  1.3    5.070  1.301     +1.4 % +0.1 %  5x5, the same, both cuts
+    pvt_tiny          13.2  1.9   13.229  1.943
+    pvt_tiny_irmb     11.7  1.8   11.785  1.838     +0.7 % +2.1 %  3x3, attention to PVT's reduced maps
+    pvt_tiny_i2rmb    11.9  1.9   11.941  1.932     +0.3 % +1.7 %  5x5, the same, both cuts in stage 4
+
+Common to the four: attention before the expansion, position embeddings and patches of the original, no class
+token, no layer scale. PVT keeps its spatial reductions and its ratios 8, 8, 4, 4; the paper speaks of ratio 4.
+
+What fits less (parameters, FLOPs): DeiT with window 7: 0.963 G, and with i2RMB 1.036 G; with attention after the
+expansion: 1.361 G and 1.833 G (window 7: 1.029 G and 1.169 G); i2RMB with one cut: 1.124 G. PVT with
+window 7 in place of the reductions: 9.914 M, 1.826 G, with i2RMB 10.070 M, 1.991 G, and at ratio 4 9.568 M, 1.389 G; with
+reductions at ratio 4: 11.439 M, 1.401 G; with attention after the expansion: 1.555 G.
+
+So the published figures fit only i2RMBs whose window is the whole map, where both cuts are the same and the sum
+is twice one. `window=7` gives DeiT's two cuts that differ, at 1.036 G.
+
+Source: EMOv2 (arXiv 2412.06674) table 3; DeiT (arXiv 2012.12877); PVT (arXiv 2102.12122).
 """
 
 from __future__ import annotations

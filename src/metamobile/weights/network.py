@@ -20,8 +20,8 @@ from metamobile.weights.published import published_name
 
 
 def load_network(name: str | Path) -> tuple[nn.Module, Card]:
-    """The network, on the CPU and in evaluation mode, of a run folder, a weights file, shipped or pulled weights,
-    or one of timm's pretrained names (fetched once, with the preprocessing and the classes timm gives).
+    """The network, on the CPU and in evaluation mode, of a run folder, a weights file, shipped or pulled
+    weights, or one of timm's pretrained names (fetched once, with the preprocessing and classes timm gives).
 
     Errors: ValueError for an unknown name, a file that is damaged or foreign, or a hub out of reach.
     """
@@ -47,8 +47,8 @@ def _from_timm(name: str) -> tuple[nn.Module, Card]:
     if not timm.is_model_pretrained(name):
         fetch = f"`metamobile pull {name}` fetches the authors', " if published_name(name) else ""
         raise ValueError(
-            f"{name} is a network without weights here; {fetch}`metamobile train {name} --data FOLDER` makes a "
-            f"run folder, and these weights ship with the package: {', '.join(SHIPPED)}"
+            f"{name} is a network without weights here; {fetch}`metamobile train {name} --data FOLDER` makes "
+            f"a run folder, and these weights ship with the package: {', '.join(SHIPPED)}"
         )
     config = timm.get_pretrained_cfg(name)
     assert config is not None  # as there are weights

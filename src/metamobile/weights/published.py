@@ -3,8 +3,8 @@
 `blob` is git's own name for the file's content (SHA-1 of "blob <size>\\0" and the bytes), so that a download
 can be held against what the authors' repository holds, whichever way it came.
 
-Sources of `top1`. EMO: README of the official release (test of these files). EMOv2 at 224 px: best epoch in the
-official training logs, of the weights as trained or of their average; which of the two a file holds is not told.
+Sources of `top1`. EMO: README of the official release (test of these files). EMOv2 at 224 px: best epoch in
+the official training logs, of the weights as trained or of their average; which a file holds is not told.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _LOG = "best epoch of the official EMOv2 training log"
 class Published:
     """One file of the authors'.
 
-    `top1` in percent on ImageNet-1K at `size` pixels; `top1_or` the other figure where two are published and the
-    file does not tell which is its own.
+    `top1` in percent on ImageNet-1K at `size` pixels; `top1_or` the other figure where two are published and
+    the file does not tell which is its own.
     """
 
     variant: str
@@ -38,7 +38,7 @@ class Published:
 
     @property
     def preprocess(self) -> Preprocess:
-        """Bicubic to size / 0.875 (256 for 224), then the centre. The 0.875 is known for 224, assumed for 512."""
+        """Bicubic to size / 0.875 (256 for 224), then the centre; the 0.875 is assumed for 512."""
         return Preprocess(size=(self.size, self.size), resize=round(self.size / 0.875))
 
     @property

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import pickle
 import re
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from http.client import HTTPException, HTTPResponse
@@ -39,29 +40,36 @@ from metamobile.weights.published import PUBLISHED, Published, published_name
 CHUNK = 1 << 16  # bytes
 PATIENCE = 30  # seconds without a byte
 HEAD = "head.fc.weight"
+# What PyTorch raises, beside UnpicklingError, on files that were cut or have other bytes here and there.
+DAMAGED = (RuntimeError, EOFError, LookupError, ValueError, TypeError, AssertionError, struct.error)
 
 Step = Callable[[int, int | None], Any]  # called with bytes at hand and bytes in all, if known
 
 
 def pull(
-    name: str, *, source: str | Path | None = None, cache: str | Path | None = None, progress: Step | None = None
+    name: str,
+    *,
+    source: str | Path | None = None,
+    cache: str | Path | None = None,
+    progress: Step | None = None,
 ) -> Path:
-    """Fetch the published weights `name`, or convert `source`, their file at hand; the .safetensors file in `cache`.
+    """Fetch the published weights `name`, or convert `source`, their file at hand: a file in `cache`.
 
     A download that broke is gone on with. What was fetched must be the very file that the authors' repository
     holds; a `source` that is not is taken, and that is told. Nothing in either can run code. `progress` takes
-    the place of the bar. Errors: ValueError, one line, for an unknown name, a server out of reach, a file that is
-    truncated, foreign or another one than asked for.
+    the place of the bar. Errors: ValueError, one line, for an unknown name, a server out of reach, a file
+    that is truncated, foreign or another one than asked for.
     """
     full = published_name(name)
     if full is None:
         raise ValueError(
-            f"no published weights are called {name!r}; there are {', '.join(PUBLISHED)}{nearest(name, PUBLISHED)}"
+            f"no published weights are called {name!r}; there are {', '.join(PUBLISHED)}"
+            + nearest(name, PUBLISHED)
         )
     row = PUBLISHED[full]
     path = pulled_path(full, cache)
     if source is not None:
-        _convert(Path(source), full, path, _is_published(Path(source), full))
+        _convert_at_hand(Path(source), full, path)
     elif not _is_here(path, row):
         part = path.with_suffix(".part")
         with nullcontext(progress) if progress else _bar(full, row.url) as step:
@@ -93,21 +101,23 @@ def _is_here(path: Path, row: Published) -> bool:
         return False
 
 
-def _is_published(source: Path, name: str) -> bool:
-    """Whether a file at hand is the published one; told if not. Errors: ValueError if it is another's."""
+def _convert_at_hand(source: Path, name: str, path: Path) -> None:
+    """A file that need not be the published one, which is told. Errors: ValueError if it is another name's."""
     if not source.is_file():
         beside = [str(source.parent / other.name) for other in source.parent.glob("*")]
         raise ValueError(f"{source}: no such file to convert{nearest(str(source), beside)}")
     blob = git_blob_id(source)
     owner = next((other for other, row in PUBLISHED.items() if row.blob == blob), None)
     if owner not in (None, name):
-        raise ValueError(f"{source}: this is the file of {owner}; `metamobile pull {owner} --from {source}` takes it")
+        raise ValueError(
+            f"{source}: this is the file of {owner}; `metamobile pull {owner} --from {source}` takes it"
+        )
+    _convert(source, name, path, published=owner is not None)
     if owner is None:
         logging.getLogger(__name__).warning(
-            "%s is not the published file of %s (git blob id %s, published %s), so its card states no accuracy",
+            "%s is not the published file of %s (git blob id %s, expected %s): its card states no accuracy",
             source, name, blob, PUBLISHED[name].blob,
         )  # fmt: skip
-    return owner is not None
 
 
 def _by_hand(name: str) -> str:
@@ -144,7 +154,8 @@ def _download(name: str, part: Path, step: Step) -> None:
         reason = getattr(error, "reason", None) or error
         if not done:
             raise ValueError(
-                f"{name}: the weights could not be fetched ({reason}); try again with a network, {_by_hand(name)}"
+                f"{name}: the weights could not be fetched ({reason}); "
+                f"try again with a network, {_by_hand(name)}"
             ) from error
         raise _broken(name, done, total, str(reason)) from error
     if total is not None and done < total:
@@ -157,8 +168,8 @@ def _chunks(name: str, answer: HTTPResponse, at_start: bool) -> Iterator[bytes]:
     while chunk := answer.read(CHUNK):
         if is_page or (at_start and _starts_page(chunk)):
             raise ValueError(
-                f"{name}: {PUBLISHED[name].url} gave a web page and no weights, as a log-in page of the network "
-                f"or a proxy does; sort that out and try again, {_by_hand(name)}"
+                f"{name}: {PUBLISHED[name].url} gave a web page and no weights, as the log-in page of a "
+                f"network or a proxy does; sort that out and try again, {_by_hand(name)}"
             )
         at_start = False
         yield chunk
@@ -173,12 +184,12 @@ def _broken(name: str, done: int, total: int | None, reason: str) -> ValueError:
 
 
 def _check_download(name: str, part: Path) -> None:
-    blob = git_blob_id(part)
-    if blob != PUBLISHED[name].blob:
+    row, blob = PUBLISHED[name], git_blob_id(part)
+    if blob != row.blob:
         raise ValueError(
-            f"{name}: what {PUBLISHED[name].url} gave is not the published file (git blob id {blob}, expected "
-            f"{PUBLISHED[name].blob}) and was deleted; try again, and if that stays so, the authors have changed "
-            "it: a copy of it can be converted with --from FILE"
+            f"{name}: what {row.url} gave is not the published file (git blob id {blob}, expected "
+            f"{row.blob}) and was deleted; try again, and if that stays so, the authors have changed it: "
+            "a copy of it can be converted with --from FILE"
         )
 
 
@@ -190,7 +201,9 @@ def _convert(source: Path, name: str, path: Path, published: bool) -> None:
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     if HEAD not in state:
-        raise ValueError(f"{source}: it has no classifier (head.weight); expected all tensors of {row.variant}")
+        raise ValueError(
+            f"{source}: no classifier (head.weight) in it; expected all tensors of {row.variant}"
+        )
     num_classes = len(state[HEAD])
     network = create_model(row.variant, num_classes=num_classes, window_size=row.window_size)
     own = network.state_dict()
@@ -201,28 +214,30 @@ def _convert(source: Path, name: str, path: Path, published: bool) -> None:
     }
     if any(problems.values()):
         counts = ", ".join(f"{len(keys)} {what} ({min(keys)})" for what, keys in problems.items() if keys)
-        raise ValueError(f"{source}: these are not the tensors of {row.variant}: {counts}; is it another network's?")
+        raise ValueError(
+            f"{source}: these are not the tensors of {row.variant}: {counts}; is it another network's file?"
+        )
     network.load_state_dict(state)
-    save_weights(path, network.state_dict(), _card(name, resolved_args(network), num_classes, source, published))
+    card = _card(name, resolved_args(network), num_classes, source, published)
+    save_weights(path, network.state_dict(), card)
 
 
 def _card(name: str, model_args: dict[str, Any], num_classes: int, source: Path, published: bool) -> Card:
     row = PUBLISHED[name]
-    info = ImageNetInfo()
-    classes = info.label_names()
+    classes = ImageNetInfo().label_names()
     if num_classes != len(classes):
         logging.getLogger(__name__).warning(
-            "%s has %d classes and not the %s of ImageNet; nothing tells their names, so they are called 0 to %d",
-            source, num_classes, f"{len(classes):,}", num_classes - 1,
+            "%s has %d classes and not ImageNet's %d; nothing tells their names, so they are called 0 to %d",
+            source, num_classes, len(classes), num_classes - 1,
         )  # fmt: skip
         classes = [str(index) for index in range(num_classes)]
     metrics: dict[str, Any] = {}
     if published:
         metrics = {"published_top1": row.top1, "published_source": row.source}
         metrics |= {"published_top1_or": row.top1_or} if row.top1_or else {}
-        about = f"the authors' weights {name}; published top-1 {row.top1_text} % at {row.size} px ({row.source})"
+        about = f"the authors' {name}; published top-1 {row.top1_text} % at {row.size} px ({row.source})"
     else:
-        about = f"converted from {source.name}, which is not the published file of {name}; its accuracy is not known"
+        about = f"converted from {source.name}, not the published file of {name}; its accuracy is not known"
     return Card(
         row.variant,
         model_args,
@@ -244,23 +259,28 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         start = file.read(CHUNK)
     if _starts_page(start):
-        raise ValueError("a web page and no weights; on GitHub, the button 'Download raw file' gives the file")
-    if not start.startswith((b"PK\3\4", b"\x80")):  # a zip archive, or a bare pickle as PyTorch wrote before 1.6
+        raise ValueError("a web page and no weights; GitHub's button 'Download raw file' gives the file")
+    if not start.startswith((b"PK\3\4", b"\x80")):  # a zip archive, or the bare pickle of PyTorch below 1.6
         raise ValueError(f"not a PyTorch file ({path.stat().st_size:,} bytes); expected the authors' .pth")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"reading it would call {asked[1]}" if asked else "its pickle cannot be read safely"
-        raise ValueError(f"it holds more than tensors ({what}) and was not read; expected the authors' .pth") from error
-    except (RuntimeError, EOFError) as error:
+        if asked:
+            what = f"it holds more than tensors (reading it would call {asked[1]})"
+        else:
+            what = "it is damaged, or holds more than tensors,"
+        raise ValueError(f"{what} and was not read; expected the authors' .pth") from error
+    except DAMAGED as error:
         size = path.stat().st_size
         raise ValueError(f"truncated or damaged at {size:,} bytes; copy or download it again") from error
     if isinstance(content, Mapping):
         content = content.get("net_E") or content.get("net") or content
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        held = ", ".join(map(str, list(content)[:5])) if isinstance(content, Mapping) else type(content).__name__
-        raise ValueError(f"no state dict in it ({held}); expected tensors by name, or 'net' or 'net_E' with them")
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{type(content).__name__} in it; expected tensors by name, or 'net' or 'net_E'")
+    other = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if other:
+        raise ValueError(f"{', '.join(other[:5])} in it; expected tensors by name, or 'net' or 'net_E'")
     return dict(content)
 
 
