@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import metamobile  # noqa: F401  # first, as a user would: this registers the networks with timm
+
 SHARED = Path(os.environ.get("METAMOBILE_SHARED", Path(__file__).parents[2] / "shared"))
 
 

@@ -102,7 +102,7 @@ def _is_here(path: Path, row: Published) -> bool:
 
 
 def _convert_at_hand(source: Path, name: str, path: Path) -> None:
-    """A file that need not be the published one, which is told. Errors: ValueError if it is another name's."""
+    """A file that need not be the published one, which is told. Errors: ValueError if it is another's."""
     if not source.is_file():
         beside = [str(source.parent / other.name) for other in source.parent.glob("*")]
         raise ValueError(f"{source}: no such file to convert{nearest(str(source), beside)}")
