@@ -114,7 +114,7 @@ def models(
 @app.command()
 def check(
     data: Annotated[str, Argument(metavar="DATA", help="Folder with a folder for each class.")],
-    workers: Annotated[int, WORKERS] = 0,
+    workers: Annotated[int, Option(metavar="N", min=0, help="Readers of pictures; 0: one a core.")] = 0,
 ) -> None:
     """Read every picture of a data set and name each bad file. Exit code 1 if there is one."""
     from metamobile.data.inspect import inspect_folder
@@ -220,6 +220,7 @@ def predict(
     csv: Annotated[Path | None, Option(metavar="FILE", help="Write the answers as CSV.")] = None,
     top: Annotated[int, Option(metavar="N", min=1, help="Answers a picture.")] = 5,
     batch_size: Annotated[int, BATCH_SIZE] = 32,
+    workers: Annotated[int, WORKERS] = 1,
     device: Annotated[str, DEVICE] = "auto",
 ) -> None:
     """Name pictures. A broken one is named and passed over; the exit code is then 1."""
@@ -228,7 +229,15 @@ def predict(
     from metamobile.show import print_answers
 
     predictions = predict(
-        model, pictures, out=out, json=json, csv=csv, top=top, batch_size=batch_size, device=device
+        model,
+        pictures,
+        out=out,
+        json=json,
+        csv=csv,
+        top=top,
+        batch_size=batch_size,
+        device=device,
+        workers=workers,
     )
     print_answers(predictions.results)
     for failure in predictions.failures:

@@ -222,6 +222,7 @@ def test_find_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         find_pictures([])
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow on damaged TIFF tags, as it should
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "PPM"])
 def test_damage_of_any_sort_is_a_picture_error(kind: str) -> None:
     """Whatever a decoder raises on random damage, `read_picture` raises nothing but PictureError."""

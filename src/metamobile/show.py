@@ -18,11 +18,12 @@ def print_gate(gate: GateResult) -> None:
     print(f"{gate.runtime} against PyTorch on {gate.pictures} pictures: {gate.source}")
     print_table(
         "",
-        [">batch", ">largest difference", ">mean difference", ">same top-1"],
+        [">batch", ">largest difference", ">of the largest logit", ">mean difference", ">same top-1"],
         [
             [
                 f"{row.batch_size}",
                 f"{row.max_diff:.2e}",
+                f"{row.max_diff / gate.scale:.1e}",
                 f"{row.mean_diff:.2e}",
                 f"{100 * row.top1_agreement:.1f} %",
             ]
@@ -33,7 +34,8 @@ def print_gate(gate: GateResult) -> None:
         size = gate.path.stat().st_size / 1e6
         typer.secho(f"PASS  {gate.path}, {size:.1f} MB", fg="green")
     else:
-        typer.secho(f"FAIL  {gate.path}{' kept' if gate.path.exists() else ' not written'}", fg="red")
+        kept = ".unverified" in gate.path.suffixes
+        typer.secho(f"FAIL  {gate.path}{' kept' if kept else ' not written'}", fg="red")
 
 
 def print_answers(results: Sequence[Classification]) -> None:

@@ -77,7 +77,9 @@ def _export_one(
         result = compare(reference, exporter.open(aside), pictures, path=path, source=source)
         if result.passed:
             os.replace(aside, path)
-        elif keep:
+        else:
+            path.unlink(missing_ok=True)  # an earlier export is of other weights
+        if not result.passed and keep:
             result.path = path.with_suffix(f".unverified{path.suffix}")
             exporter.mark(aside, "; ".join(result.problems))
             os.replace(aside, result.path)

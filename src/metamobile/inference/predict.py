@@ -58,6 +58,7 @@ def predict(
     top: int = 5,
     batch_size: int = 32,
     device: str = "cpu",
+    workers: int = 1,
 ) -> Predictions:
     """Answer for files, folders, globs or "-" (paths from stdin), a batch at a time.
 
@@ -68,7 +69,7 @@ def predict(
     paths = find_pictures(given)
     opened = model if isinstance(model, Model) else load(model, device)
     answered = Predictions()
-    for read, pixels, failures in read_batches(paths, opened.card.preprocess, batch_size):
+    for read, pixels, failures in read_batches(paths, opened.card.preprocess, batch_size, workers):
         answered.failures += failures
         if not read:
             continue

@@ -191,6 +191,8 @@ def irmb(
     out_dim = out_dim or dim
     if stride != 1 and not conv:
         raise ValueError(f"stride {stride} is taken by the depthwise convolution; conv=False needs stride 1")
+    if parallel and stride != 1:
+        raise ValueError(f"parallel=True needs stride 1, as attention keeps the map; got stride {stride}")
     mid = dim if expand_ratio is None else int(dim * expand_ratio)
     keeps_shape = skip and stride == 1 and out_dim == dim
     operator = Cascade(

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,8 +28,8 @@ from metamobile.models.operators import WindowAttention
 from metamobile.study.reach import measure_path_length
 from metamobile.weights.card import current_versions
 
-LARGEST_REACH = 28  # sides above: too many pairs of positions, or scores, for an experiment of a minute
-PROBE_CHANNELS = 4  # of the modules that reach is measured on; it does not depend on their number
+LARGEST_REACH = 28  # larger maps have too many pairs of positions for an experiment of seconds
+PROBE_CHANNELS = 2  # of the modules that reach is measured on, which does not depend on their number
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ def study_complexity(
         settings = {"window": window, "kernel": kernel, "expand_ratio": expand_ratio}
         write_rows(Path(out) / "complexity.json", rows, settings)
         with aside(Path(out) / "complexity.png") as path:
-            draw_rows(rows, middle_width, middle_side, settings).savefig(path, format="png", dpi=150)
+            draw_rows(rows, middle_width, middle_side).savefig(path, format="png", dpi=150)
     return rows
 
 
@@ -184,3 +186,46 @@ def write_rows(path: Path, rows: Sequence[OperatorRow], settings: dict[str, int]
 
     table = [{key: plain(value) for key, value in asdict(row).items()} for row in rows]
     write_text(path, json.dumps({"settings": settings, "versions": current_versions(), "rows": table}, indent=1))
+
+
+# colour and marker; the four costs are told apart, the two cascades share theirs except for reach
+STYLES = {
+    "MHSA": ("#0072b2", "o"),
+    "W-MHSA": ("#56b4e9", "x"),
+    "Conv": ("#000000", "s"),
+    "DW-Conv": ("#999999", "D"),
+    "iRMB, contiguous windows": ("#d55e00", "^"),
+    "iRMB, strided windows": ("#009e73", "v"),
+}
+
+
+def draw_rows(rows: Sequence[OperatorRow], channels: int, side: int) -> Figure:
+    """Four panels: lines are formulas, marks are measurements."""
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    panels = figure.subplots(2, 2)
+    for axes, title, axis, field in zip(
+        panels.flat,
+        ("Parameters", f"FLOPs on a map of {side} x {side}", f"FLOPs at {channels} channels", "Maximum path length"),
+        ("channels", "channels", "side", "side"),
+        ("parameters", "flops", "flops", "path"),
+        strict=True,
+    ):
+        for name, (colour, marker) in STYLES.items():
+            fixed = {"channels": channels} if axis == "side" else {"side": side}
+            chosen = [row for row in rows if row.module == name and all(getattr(row, k) == v for k, v in fixed.items())]
+            x = [getattr(row, axis) for row in chosen]
+            measured = "path_measured" if field == "path" else f"{field}_counted"
+            axes.plot(x, [getattr(row, f"{field}_formula") for row in chosen], color=colour, linewidth=1.2)
+            axes.plot(
+                x,
+                [math.nan if getattr(row, measured) is None else getattr(row, measured) for row in chosen],
+                marker, color=colour, markerfacecolor="none", markersize=8, label=name,
+            )
+        axes.set(title=title, xlabel="channels C" if axis == "channels" else "side of the map W", xscale="log", yscale="log")
+        axes.grid(alpha=0.3, which="major")
+        axes.set_xticks(sorted({getattr(row, axis) for row in rows}), minor=False)
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.xaxis.set_minor_locator(NullLocator())
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle("Operators of the Meta Mobile Block: lines by formula, marks measured")
+    return figure

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from metamobile.data.preprocess import INTERPOLATIONS
 from metamobile.errors import nearest
 
 
@@ -249,6 +250,8 @@ def _convert(option: Any, value: Any, place: str) -> Any:
             raise TypeError
         return option(value)
     kind = typing.get_origin(option) or option
+    if kind is list and isinstance(value, str) and "," in value:  # --set data.mean=0.5,0.5,0.5
+        value = yaml.safe_load(f"[{value}]")
     if not isinstance(value, kind):
         raise TypeError
     if kind is list and typing.get_args(option):
@@ -269,6 +272,7 @@ _RANGES = {
     "augment.hflip": (0, 1),
     "augment.erase": (0, 1),
     "model.drop_rate": (0, 0.99),
+    "model.drop_path_rate": (0, 0.99),
     "optim.lr": (1e-12, math.inf),
     "optim.weight_decay": (0, math.inf),
     "optim.clip_norm": (0, math.inf),
@@ -292,6 +296,7 @@ _LENGTHS = {
 _CHOICES = {
     "run.precision": ("fp32", "bf16"),
     "augment.interpolation": ("random", "bilinear", "bicubic"),
+    "data.interpolation": tuple(INTERPOLATIONS),
 }
 
 
@@ -301,7 +306,7 @@ def _check_ranges(recipe: Recipe) -> None:
         return getattr(getattr(recipe, section), key)
 
     for place, (low, high) in _RANGES.items():
-        if not low <= value_of(place) <= high:
+        if value_of(place) is not None and not low <= value_of(place) <= high:
             wanted = f"at least {low}" if high == math.inf else f"{low} to {high}"
             raise ValueError(f"recipe: {place} is {value_of(place)}; expected {wanted}")
     for place, length in _LENGTHS.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
@@ -22,7 +22,6 @@ from metamobile.data.preprocess import Preprocess, preprocess
 from metamobile.models.create import create_model
 from metamobile.models.variants import VARIANTS
 from metamobile.tasks.classify.results import Metric
-from metamobile.training.recipe import Recipe
 
 
 def _to_tensor(record: Preprocess, picture: Image.Image) -> Tensor:
