@@ -45,7 +45,7 @@ format: $(INSTALLED)  ## put the style right
 
 evidence: $(INSTALLED)  ## the slow proofs, then the commands that remake results/ (hours)
 	$(BIN)/python -m pytest -m slow
-	@echo "Each figure in results/ is remade by its recipe's own command:"
+	@echo "Each figure in results/ is remade by its recipe's command and kept by benchmarks/collect_run.py:"
 	@grep -hE '^# *[Cc]ommand:' recipes/*.yaml || true
 
 clean:  ## remove what the demo wrote

@@ -29,6 +29,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+study = typer.Typer(help="What the papers claim about the block, measured.", no_args_is_help=True)
+app.add_typer(study, name="study")
+
 MODEL = Argument(metavar="MODEL", help="Run folder, model file, exported file or weights by name.")
 DATA = Option(metavar="FOLDER", help="Pictures in class folders; or: shapes.")
 SIZE = Option(metavar="PX", help="Input size in pixels: 128, or 96,160 (height,width).")
@@ -194,6 +197,7 @@ def evaluate(
     per_class = figures["per_class"]
     headline = f"top-1 {figures['top1']:.2f} %   top-5 {figures['top5']:.2f} %   loss {figures['loss']:.4f}"
     print(f"{headline}   {figures['pictures']:,} pictures")
+    remark(f"measured on {figures['split']}")
     print_table(
         "Classes, lowest recall first",
         ["class", ">pictures", ">recall %", ">precision %", ">F1 %"],
@@ -286,6 +290,54 @@ def pull(
     print(f"{path.stem}  {path}")
 
 
+@study.command("complexity")
+def study_complexity(
+    out: Annotated[
+        Path | None, Option(metavar="DIR", help="Write complexity.json and complexity.png here.")
+    ] = None,
+    channels: Annotated[str, Option(metavar="LIST", help="Widths of the modules.")] = "32,64,128,256",
+    sides: Annotated[str, Option(metavar="LIST", help="Sides of the maps.")] = "7,14,28,56",
+    window: Annotated[int, Option(metavar="N", min=1, help="Side of a window.")] = 7,
+    kernel: Annotated[int, Option(metavar="N", min=3, help="Side of a convolution's kernel.")] = 3,
+) -> None:
+    """Parameters, FLOPs and path length of the operators: the papers' formulas, and as measured."""
+    widths, maps = parse_numbers("--channels", channels), parse_numbers("--sides", sides)
+    from metamobile.show import print_table
+    from metamobile.study.operators import study_complexity
+
+    rows = study_complexity(out, channels=widths, sides=maps, window=window, kernel=kernel)
+    print_table(
+        "Operators: by formula, and measured",
+        [
+            "module",
+            ">channels",
+            ">side",
+            ">parameters",
+            ">counted",
+            ">FLOPs",
+            ">counted",
+            ">path",
+            ">measured",
+        ],
+        [
+            [
+                row.module,
+                f"{row.channels}",
+                f"{row.side}",
+                f"{row.parameters_formula:,}",
+                f"{row.parameters_counted:,}",
+                f"{row.flops_formula:,}",
+                f"{row.flops_counted:,}",
+                f"{row.path_formula:.3g}",
+                "-" if row.path_measured is None else f"{row.path_measured:.3g}",
+            ]
+            for row in rows
+        ],
+    )
+    if out:
+        remark(f"wrote {out / 'complexity.json'} and {out / 'complexity.png'}")
+
+
 def split_commas(values: Sequence[str]) -> list[str]:
     """["onnx,openvino", "ncnn"] -> three names."""
     return [part.strip() for value in values for part in value.split(",") if part.strip()]
@@ -294,6 +346,14 @@ def split_commas(values: Sequence[str]) -> list[str]:
 def split_settings(values: Sequence[str]) -> list[str]:
     """["a.b=1,c.d=2"] -> two settings. A comma splits only before the next `key=`: lists stay whole."""
     return [part for value in values for part in re.split(r",(?=\s*[A-Za-z_][\w.]*=)", value)]
+
+
+def parse_numbers(flag: str, text: str) -> list[int]:
+    """ "7,14" -> [7, 14]."""
+    parts = split_commas([text])
+    if not parts or not all(part.isdecimal() for part in parts):
+        raise ValueError(f"{flag} {text!r}: expected whole numbers with commas between them, such as 7,14")
+    return [int(part) for part in parts]
 
 
 def parse_size(text: str | None) -> int | list[int] | None:

@@ -206,6 +206,7 @@ def test_pre_attention_is_equivalent_with_grouped_linear_values() -> None:
         ({"dim": 32, "conv": False, "stride": 2}, "conv=False needs stride 1"),
         ({"dim": 32, "kernel_size": 4}, "kernel_size 4 is even"),
         ({"dim": 32, "parallel": True, "conv": False}, "needs both"),
+        ({"dim": 32, "parallel": True, "stride": 2}, "parallel=True needs stride 1"),
     ],
 )
 def test_impossible_options_are_named(arguments: dict, words: str) -> None:
@@ -225,3 +226,5 @@ def test_operators_tell_their_cost() -> None:
     assert cascade.macs(14, 14) == attention.macs(14, 14) + conv.macs(14, 14)
     assert cascade.max_path_length(14, 14) == 2 * 14 / (4 + 2 * 7)
     assert Skip().macs(14, 14) == 0
+    after = irmb(32, dim_head=8, expand_ratio=3, conv=False, order="after").operator
+    assert after.macs(14, 14) == 196 * (2 * 32 * 32 + 49 * (32 + 96))

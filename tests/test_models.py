@@ -187,7 +187,7 @@ def test_window_forms() -> None:
 def test_names_and_arguments_that_do_not_exist() -> None:
     with pytest.raises(ValueError, match="did you mean 'emo_5m'"):
         create_model("emo_5")
-    with pytest.raises(ValueError, match="'resnet18' does not take them"):
+    with pytest.raises(ValueError, match="'resnet18' does not take it"):
         create_model("resnet18", window_size=4)
     with pytest.raises(ValueError, match="widths"):
         create_model("emo_1m", widths=3)

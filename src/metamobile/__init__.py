@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from metamobile.inference.model import load
     from metamobile.inference.predict import predict
     from metamobile.models.create import create_model
+    from metamobile.study.operators import study_complexity
     from metamobile.training.train import train
     from metamobile.weights.pull import pull
 
@@ -30,11 +31,22 @@ _WHERE = {
     "export": "metamobile.deploy.export:export",
     "load": "metamobile.inference.model:load",
     "predict": "metamobile.inference.predict:predict",
+    "study_complexity": "metamobile.study.operators:study_complexity",
     "pull": "metamobile.weights.pull:pull",
     "train": "metamobile.training.train:train",
 }
 
-__all__ = ["check", "create_model", "evaluate", "export", "load", "predict", "pull", "train"]
+__all__ = [
+    "check",
+    "create_model",
+    "evaluate",
+    "export",
+    "load",
+    "predict",
+    "pull",
+    "study_complexity",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -51,6 +63,7 @@ def __dir__() -> list[str]:
 
 
 # The command answers --help, and runs ONNX files, without torch; there, networks register when needed.
-if "metamobile_cli" not in sys.modules:
+_main = getattr(sys.modules.get("__main__"), "__spec__", None)  # python -m metamobile_cli
+if "metamobile_cli" not in sys.modules and getattr(_main, "name", "") != "metamobile_cli":
     from metamobile.models import emo as _emo  # noqa: F401
     from metamobile.models import transplants as _transplants  # noqa: F401

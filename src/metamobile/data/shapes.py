@@ -7,7 +7,6 @@ strokes: no pixel tells anything by itself, so a linear classifier fails where a
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from metamobile.files import cache_folder
 
 SHAPE_CLASSES = ["circle", "cross", "ring", "square", "star", "triangle"]
 OVERSAMPLING = 4  # drawn that many times larger, then averaged: smooth edges
@@ -171,7 +172,7 @@ def write_folder(out: str | Path, train: int = 2000, val: int = 500, size: int =
 
 def folder() -> Path:
     """The data set "shapes", drawn at first use (seconds) into $METAMOBILE_CACHE or ~/.cache/metamobile."""
-    cache = Path(os.environ.get("METAMOBILE_CACHE") or Path.home() / ".cache" / "metamobile")
+    cache = cache_folder()
     final = cache / "shapes-v1"
     if final.is_dir():
         return final

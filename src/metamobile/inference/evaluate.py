@@ -32,7 +32,7 @@ def evaluate(
     Errors: ValueError for a class the model does not know, DataError for a picture that cannot be read.
     """
     opened = model if isinstance(model, Model) else load(model, device)
-    samples = held_out(opened.card, data)
+    samples, split = held_out(opened.card, data)
     metric = Metric(opened.card.names)
     done = 0
     paths = [sample.path for sample in samples]
@@ -42,21 +42,25 @@ def evaluate(
         metric.update(opened.runtime.run(pixels), [s.target for s in samples[done : done + len(read)]])
         done += len(read)
     name = opened.card.variant if isinstance(model, Model) else str(model)
-    figures = {"model": name, "data": str(data), "pictures": done, **metric.compute()}
+    figures = {"model": name, "data": str(data), "split": split, "pictures": done, **metric.compute()}
     if json is not None:
         write_text(json, json_format.dumps(figures, indent=1, ensure_ascii=False) + "\n")
     return figures
 
 
-def held_out(card: Card, data: str | Path) -> list[Sample]:
-    """The samples to measure on: never those that the model was trained on, where its recipe tells."""
+def held_out(card: Card, data: str | Path) -> tuple[list[Sample], str]:
+    """The samples to measure on, and where they come from in words.
+
+    The folder that the model was trained on is known by its name, wherever it lies now; if training split it,
+    it is split the same way, so that no training picture is measured.
+    """
     recipe = card.recipe.get("data", {})
-    if not recipe.get("path") or Path(recipe["path"]).resolve() != Path(data).resolve():
-        return eval_samples(data, card.classes)
-    dropped = inspect_folder(data).files_to_drop() if recipe["drop_bad"] else ()
+    if not recipe.get("path") or Path(recipe["path"]).name != Path(data).name:
+        return eval_samples(data, card.classes), "its validation folder, or all of it where it has none"
+    dropped = inspect_folder(data).files_to_drop() if recipe.get("drop_bad") else ()
     folder = open_folder(data, val_fraction=recipe["val_fraction"], seed=recipe["seed"], exclude=dropped)
     if folder.classes != card.classes:
         raise DataError(
             f"{data}: its classes are no longer those of the model, which are {', '.join(card.classes)}"
         )
-    return folder.val
+    return folder.val, folder.split

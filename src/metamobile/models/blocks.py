@@ -200,6 +200,7 @@ def irmb(
         DepthwiseConv(mid, kernel_size, stride, dilation, skip=keeps_shape, se=se) if conv else None,
         order=order,
         parallel=parallel,
+        dim_value=mid,
     )
     return MetaMobileBlock(
         dim,

@@ -30,8 +30,8 @@ def create_model(
     weights' own ("emov2_5m_512.in1k_kd", which brings its window); for other networks, timm's. With another
     number of classes the head is new, and that is told.
 
-    `window_size` and `img_size` are EMO's (see `EMO`) and are an error for other networks; other arguments
-    go to timm. Errors: ValueError for an unknown name, with the nearest one, or an argument the network does
+    `window_size` is EMO's (see `EMO`) and an error for other networks; `img_size` and other arguments go to
+    the network. Errors: ValueError for an unknown name, with the nearest one, or an argument the network does
     not take.
     """
     published = published_name(name)
@@ -41,19 +41,26 @@ def create_model(
             kwargs["pretrained_cfg_overlay"] = pretrained_overlay(published, num_classes)
         name = row.variant
         window_size = row.window_size if window_size is None and img_size is None else window_size
+    check_name(name)
+    if timm.models.get_arch_name(name) in VARIANTS:
+        kwargs |= {"window_size": window_size if window_size is not None else 7, "img_size": img_size}
+    elif window_size is not None:
+        raise ValueError(f"window_size is EMO's; {name!r} does not take it")
+    elif img_size is not None:
+        kwargs["img_size"] = img_size
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **kwargs)
+    except TypeError as error:  # an argument that this network's constructor does not have
+        raise ValueError(f"{name}: {error}") from error
+
+
+def check_name(name: str) -> None:
+    """Errors: ValueError for a name that no network has, with the nearest one."""
     if not timm.is_model(name):
         raise ValueError(
             f"no network is called {name!r}; known are {', '.join(VARIANTS)} and timm's names"
             + nearest(name, [*VARIANTS, *timm.list_models()])
         )
-    if window_size is not None or img_size is not None:
-        if timm.models.get_arch_name(name) not in VARIANTS:
-            raise ValueError(f"window_size and img_size are EMO's; {name!r} does not take them")
-        kwargs |= {"window_size": window_size if window_size is not None else 7, "img_size": img_size}
-    try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **kwargs)
-    except TypeError as error:  # an argument that this network's constructor does not have
-        raise ValueError(f"{name}: {error}") from error
 
 
 def resolved_args(model: nn.Module) -> dict[str, Any]:

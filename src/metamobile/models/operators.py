@@ -196,7 +196,8 @@ class Cascade(Operator):
 
     `order` says where attention stands: "before" the expansion (at width C: all published EMO weights) or
     "after" (queries and keys at C, values at the expanded width: EMOv2). `parallel` sums the two branches
-    instead. Either component may be None. Source: EMO section 3.2, F = (DW-Conv, Skip)(EW-MHSA).
+    instead. Either component may be None; `dim_value`, the expanded width, is for counting alone.
+    Source: EMO section 3.2, F = (DW-Conv, Skip)(EW-MHSA).
     """
 
     def __init__(
@@ -206,6 +207,7 @@ class Cascade(Operator):
         *,
         order: str = "before",
         parallel: bool = False,
+        dim_value: int | None = None,
     ) -> None:
         super().__init__()
         if order not in ("before", "after"):
@@ -218,6 +220,7 @@ class Cascade(Operator):
         self.conv = conv
         self.order = order
         self.parallel = parallel
+        self.dim_value = dim_value
 
     def forward(self, x: Tensor, expand: Expand = _unchanged) -> Tensor:
         if self.attention is None:
@@ -233,7 +236,7 @@ class Cascade(Operator):
     def macs(self, height: int, width: int) -> int:
         total = 0
         if self.attention is not None:
-            wide = self.conv.conv.in_channels if self.order == "after" and self.conv is not None else None
+            wide = self.dim_value if self.order == "after" else None
             total += self.attention.macs(height, width, wide)
         return total + (self.conv.macs(height, width) if self.conv is not None else 0)
 

@@ -281,7 +281,10 @@ class Pyramid(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layer groups for layer-wise learning rates: stages, or single blocks."""
         blocks = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.blocks\.(\d+)"
-        return {"stem": r"^stages\.0\.(patch|position|class)", "blocks": [(blocks, None), (r"^norm", (99999,))]}
+        return {
+            "stem": r"^stages\.0\.(patch|position|class)",
+            "blocks": [(blocks, None), (r"^norm", (99999,))],
+        }
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -300,7 +303,13 @@ def transformer_block(
 
 
 def irmb_block(
-    dim: int, attention: WindowAttention, kernel_size: int, order: str, *, expand_ratio: float, drop_path: float
+    dim: int,
+    attention: WindowAttention,
+    kernel_size: int,
+    order: str,
+    *,
+    expand_ratio: float,
+    drop_path: float,
 ) -> MetaMobileBlock:
     """`blocks.irmb` around an attention that may be reduced."""
     conv = DepthwiseConv(int(dim * expand_ratio), kernel_size, skip=True)
@@ -361,7 +370,10 @@ def _entrypoint(name: str) -> Callable[..., Pyramid]:
             Pyramid,
             name,
             pretrained,
-            feature_cfg={"out_indices": tuple(range(len(TRANSPLANTS[name]["dims"]))), "feature_cls": "getter"},
+            feature_cfg={
+                "out_indices": tuple(range(len(TRANSPLANTS[name]["dims"]))),
+                "feature_cls": "getter",
+            },
             **{**TRANSPLANTS[name], **kwargs},
         )
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from torch import nn
@@ -66,9 +67,7 @@ def operator_kinds(window: int = 7, kernel: int = 3, expand_ratio: int = 4) -> d
 
     def cascade(partition: str) -> Kind:
         return Kind(
-            lambda c: irmb(
-                c, expand_ratio=r, kernel_size=k, dim_head=c, window=window, partition=partition
-            ),
+            lambda c: irmb(c, expand_ratio=r, kernel_size=k, dim_head=c, window=window, partition=partition),
             # queries, keys, expansion, shrinking; their biases, the kernels and two norms
             lambda c: (2 + 2 * r) * c * c + (4 + r * (k * k + 3)) * c,
             lambda c, n: (4 + 4 * r) * c * c * n + 4 * c * n * l + 3 * n * l + 2 * k * k * r * c * n,
@@ -185,11 +184,12 @@ def write_rows(path: Path, rows: Sequence[OperatorRow], settings: dict[str, int]
         return "never" if value == math.inf else value
 
     table = [{key: plain(value) for key, value in asdict(row).items()} for row in rows]
-    write_text(path, json.dumps({"settings": settings, "versions": current_versions(), "rows": table}, indent=1))
+    write_text(
+        path, json.dumps({"settings": settings, "versions": current_versions(), "rows": table}, indent=1)
+    )
 
 
-# colour and marker; the four costs are told apart, the two cascades share theirs except for reach
-STYLES = {
+STYLES = {  # colour and marker
     "MHSA": ("#0072b2", "o"),
     "W-MHSA": ("#56b4e9", "x"),
     "Conv": ("#000000", "s"),
@@ -200,32 +200,33 @@ STYLES = {
 
 
 def draw_rows(rows: Sequence[OperatorRow], channels: int, side: int) -> Figure:
-    """Four panels: lines are formulas, marks are measurements."""
+    """Parameters and FLOPs against width and resolution, and path length: lines by formula, marks measured."""
     figure = Figure(figsize=(11, 8), layout="constrained")
-    panels = figure.subplots(2, 2)
-    for axes, title, axis, field in zip(
-        panels.flat,
-        ("Parameters", f"FLOPs on a map of {side} x {side}", f"FLOPs at {channels} channels", "Maximum path length"),
-        ("channels", "channels", "side", "side"),
-        ("parameters", "flops", "flops", "path"),
-        strict=True,
-    ):
-        for name, (colour, marker) in STYLES.items():
-            fixed = {"channels": channels} if axis == "side" else {"side": side}
-            chosen = [row for row in rows if row.module == name and all(getattr(row, k) == v for k, v in fixed.items())]
-            x = [getattr(row, axis) for row in chosen]
-            measured = "path_measured" if field == "path" else f"{field}_counted"
-            axes.plot(x, [getattr(row, f"{field}_formula") for row in chosen], color=colour, linewidth=1.2)
-            axes.plot(
-                x,
-                [math.nan if getattr(row, measured) is None else getattr(row, measured) for row in chosen],
-                marker, color=colour, markerfacecolor="none", markersize=8, label=name,
-            )
-        axes.set(title=title, xlabel="channels C" if axis == "channels" else "side of the map W", xscale="log", yscale="log")
-        axes.grid(alpha=0.3, which="major")
-        axes.set_xticks(sorted({getattr(row, axis) for row in rows}), minor=False)
-        axes.xaxis.set_major_formatter("{x:.0f}")
-        axes.xaxis.set_minor_locator(NullLocator())
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    (top_left, top_right), (bottom_left, bottom_right) = figure.subplots(2, 2)
+    by_width = [row for row in rows if row.side == side]
+    by_side = [row for row in rows if row.channels == channels]
+    draw_panel(top_left, by_width, "channels", "parameters", "Parameters")
+    draw_panel(top_right, by_width, "channels", "flops", f"FLOPs on a map of {side} x {side}")
+    draw_panel(bottom_left, by_side, "side", "flops", f"FLOPs at {channels} channels")
+    draw_panel(bottom_right, by_side, "side", "path", "Modules that connect all positions (W-MHSA: never)")
+    handles = top_left.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle("Operators of the Meta Mobile Block: lines by formula, marks measured")
     return figure
+
+
+def draw_panel(axes: Axes, rows: Sequence[OperatorRow], over: str, field: str, title: str) -> None:
+    """One quantity over "channels" or "side", both on logarithmic scales."""
+    measured = "path_measured" if field == "path" else f"{field}_counted"
+    for name, (colour, marker) in STYLES.items():
+        chosen = [row for row in rows if row.module == name]
+        x = [getattr(row, over) for row in chosen]
+        axes.plot(x, [getattr(row, f"{field}_formula") for row in chosen], color=colour, linewidth=1.2)
+        marks = [getattr(row, measured) or math.nan for row in chosen]
+        axes.plot(x, marks, marker, color=colour, markerfacecolor="none", markersize=8, label=name)
+    axes.set(title=title, xscale="log", yscale="log")
+    axes.set_xlabel("channels C" if over == "channels" else "side of the map W")
+    axes.set_xticks(sorted({getattr(row, over) for row in rows}))
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(alpha=0.3)

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, set_seed
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.utils.data import DataLoader
@@ -22,8 +22,9 @@ from torch.utils.data import DataLoader
 from metamobile.data.folder import FolderData
 from metamobile.data.loader import PictureDataset
 from metamobile.data.preprocess import Preprocess
-from metamobile.errors import DataError
-from metamobile.models.create import resolved_args
+from metamobile.errors import DataError, nearest
+from metamobile.models.create import check_name, resolved_args
+from metamobile.report import write_report
 from metamobile.tasks import Task, get_task
 from metamobile.training.finetune import load_pretrained
 from metamobile.training.loop import Interrupted, Loop
@@ -100,6 +101,7 @@ def train(
         raise ValueError(
             "no data was given; --data FOLDER names a folder of class folders, --data shapes drawn ones"
         )
+    _check_names(resolved)
     if resume is None:
         data_name = Path(resolved.data.path).resolve().name
         folder = RunFolder(out or Path("runs") / f"{resolved.model.name}-{data_name}")
@@ -204,6 +206,8 @@ def _train(recipe: Recipe, folder: RunFolder, resume: bool, quiet: bool) -> Run:
         loop.run()
     except Interrupted as stop:
         reporter.say(f"{stop}; go on with: metamobile train --resume {folder.path}")
+        if accelerator.is_main_process:
+            write_report(folder.path)
         raise
     return _close(loop, data, folder, reporter)
 
@@ -222,9 +226,7 @@ def _close(loop: Loop, data: FolderData, folder: RunFolder, reporter: Reporter) 
         )
         reporter.say(f"next: metamobile predict {folder.path} PICTURES")
         reporter.say(f"      metamobile export {folder.path} --to onnx")
-        from metamobile.report import write_report  # last: all else is safe by now, whatever happens in there
-
-        write_report(folder.path)
+        write_report(folder.path)  # last: all else is safe by now, whatever happens in there
     return Run(folder.path, card, figures)
 
 
@@ -249,6 +251,18 @@ def _accelerator(recipe: Recipe) -> Accelerator:
             split_batches=True, use_seedable_sampler=True, data_seed=run.seed
         ),
     )
+
+
+def _check_names(recipe: Recipe) -> None:
+    """Before any picture is read. Errors: ValueError for a network or an optimiser that does not exist."""
+    check_name(recipe.model.name)
+    known = [str(name) for name in list_optimizers()]
+    if recipe.optim.name not in known:
+        raise ValueError(
+            f"recipe: optim.name is {recipe.optim.name!r}; expected adamw, sgd, lion or another of timm's"
+            + nearest(recipe.optim.name, known)
+        )
+    preprocess_record(recipe)
 
 
 def _fit_warmup(recipe: Recipe, reporter: Reporter) -> Recipe:

@@ -23,6 +23,9 @@ from metamobile.models.create import create_model
 from metamobile.models.variants import VARIANTS
 from metamobile.tasks.classify.results import Metric
 
+if TYPE_CHECKING:
+    from metamobile.training.recipe import Recipe
+
 
 def _to_tensor(record: Preprocess, picture: Image.Image) -> Tensor:
     return torch.from_numpy(preprocess(picture, record))
@@ -51,23 +54,31 @@ class ClassifyTask:
             args["drop_path_rate"] = settings.drop_path_rate
         if settings.window_size is not None and timm.models.get_arch_name(settings.name) in VARIANTS:
             args |= {"window_size": settings.window_size, "img_size": recipe.data.shape}
+        elif _has_fixed_size(settings.name):
+            args["img_size"] = recipe.data.shape
         return create_model(settings.name, num_classes=num_classes, **args)
 
     def train_dataset(self, data: FolderData, recipe: Recipe) -> PictureDataset:
         augment = recipe.augment
-        transform = create_transform(
-            recipe.data.shape,
-            is_training=True,
-            scale=(augment.scale[0], augment.scale[1]),
-            ratio=(augment.ratio[0], augment.ratio[1]),
-            hflip=augment.hflip,
-            color_jitter=augment.color_jitter,
-            auto_augment=augment.auto_augment,
-            interpolation=augment.interpolation,
-            mean=tuple(recipe.data.mean),
-            std=tuple(recipe.data.std),
-            re_prob=augment.erase,
-        )
+        try:
+            transform = create_transform(
+                recipe.data.shape,
+                is_training=True,
+                scale=(augment.scale[0], augment.scale[1]),
+                ratio=(augment.ratio[0], augment.ratio[1]),
+                hflip=augment.hflip,
+                color_jitter=augment.color_jitter,
+                auto_augment=augment.auto_augment,
+                interpolation=augment.interpolation,
+                mean=tuple(recipe.data.mean),
+                std=tuple(recipe.data.std),
+                re_prob=augment.erase,
+            )
+        except AssertionError as error:  # timm's answer to a notation it does not know
+            raise ValueError(
+                f"recipe: augment.auto_augment is {augment.auto_augment!r}; expected timm's notation, "
+                "such as rand-m9-mstd0.5-inc1, augmix-m3-w3 or 3a"
+            ) from error
         side = round(1.25 * max(recipe.data.shape)) if recipe.data.cache else None
         return PictureDataset(data.train, transform, seed=recipe.run.seed, cache_side=side)
 
@@ -119,3 +130,9 @@ class ClassifyTask:
             }
             for i in wrong[:most]
         ]
+
+
+def _has_fixed_size(name: str) -> bool:
+    """Whether timm builds this network for one picture size, as it does a plain ViT."""
+    config = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+    return bool(config and config.fixed_input_size)
