@@ -29,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-study = typer.Typer(help="What the papers claim about the block, measured.", no_args_is_help=True)
+study = typer.Typer(help="What the papers claim about the block, measured.")
 app.add_typer(study, name="study")
 
 MODEL = Argument(metavar="MODEL", help="Run folder, model file, exported file or weights by name.")
@@ -302,38 +302,10 @@ def study_complexity(
 ) -> None:
     """Parameters, FLOPs and path length of the operators: the papers' formulas, and as measured."""
     widths, maps = parse_numbers("--channels", channels), parse_numbers("--sides", sides)
-    from metamobile.show import print_table
+    from metamobile.show import print_operators
     from metamobile.study.operators import study_complexity
 
-    rows = study_complexity(out, channels=widths, sides=maps, window=window, kernel=kernel)
-    print_table(
-        "Operators: by formula, and measured",
-        [
-            "module",
-            ">channels",
-            ">side",
-            ">parameters",
-            ">counted",
-            ">FLOPs",
-            ">counted",
-            ">path",
-            ">measured",
-        ],
-        [
-            [
-                row.module,
-                f"{row.channels}",
-                f"{row.side}",
-                f"{row.parameters_formula:,}",
-                f"{row.parameters_counted:,}",
-                f"{row.flops_formula:,}",
-                f"{row.flops_counted:,}",
-                f"{row.path_formula:.3g}",
-                "-" if row.path_measured is None else f"{row.path_measured:.3g}",
-            ]
-            for row in rows
-        ],
-    )
+    print_operators(study_complexity(out, channels=widths, sides=maps, window=window, kernel=kernel))
     if out:
         remark(f"wrote {out / 'complexity.json'} and {out / 'complexity.png'}")
 

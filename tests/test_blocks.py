@@ -163,7 +163,7 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ",".join(options) or "default")
 def test_irmb_options_compute_what_they_say(options: dict) -> None:
     """Each option written out by hand from the block's parts."""
     block = randomise(irmb(32, dim_head=8, **options))

@@ -37,7 +37,7 @@ def test_equals_torchvision(shape: tuple[int, int], size: tuple[int, int]) -> No
         np.testing.assert_allclose(ours, torchvision_answer(noise(*shape), record), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("interpolation", set(INTERPOLATIONS))
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 def test_interpolations_mean_what_torchvision_means(interpolation: str) -> None:
     record = Preprocess((40, 40), 53, interpolation, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     for shape in SIZES:

@@ -133,3 +133,22 @@ def test_reading_a_recipe_needs_no_torch() -> None:
     code = "import metamobile_cli, sys; from metamobile.training.recipe import load_recipe; "
     code += "load_recipe('small-data'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_lists_in_overrides_by_commas() -> None:
+    recipe = Recipe().override(["data.mean=0.5,0.4,0.3", "data.size=96,160", "augment.scale=[0.5, 1]"])
+    assert recipe.data.mean == [0.5, 0.4, 0.3]
+    assert recipe.data.shape == (96, 160)
+    assert recipe.augment.scale == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("data.interpolation=bicubc", "did you mean 'bicubic'"),
+        ("model.drop_path_rate=2", "expected 0 to 0.99"),
+    ],
+)
+def test_impossible_settings_are_named(setting: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Recipe().override([setting])

@@ -370,3 +370,19 @@ def test_matrices_alone_decay(straight: Path) -> None:
     groups = torch.load(straight / "last" / "optimizer.bin")["param_groups"]
     matrices = sum(p.dim() > 1 for p in create_model("emo_1m").parameters())
     assert {group["weight_decay"]: len(group["params"]) for group in groups}[0.05] == matrices
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "words"),
+    [
+        ("emo_1", "run.seed=0", "did you mean 'emo_1m'"),
+        ("emo_1m", "optim.name=adamww", "did you mean 'adamw'"),
+        ("emo_1m", "augment.auto_augment=rnad-m9", "expected timm's notation"),
+    ],
+)
+def test_wrong_names_leave_nothing_behind(
+    pictures: Path, tmp_path: Path, name: str, setting: str, words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        train(name, pictures, out=tmp_path / "run", set=[setting], size=32, workers=0, quiet=True)
+    assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""DeiT against timm's, PVT against torch's attention and the paper's count, the transplants against the paper's figures."""
+"""DeiT against timm's, PVT against torch's attention, transplants against the papers' figures."""
 
 from __future__ import annotations
 
@@ -135,6 +135,7 @@ def test_figures_print_as_published(name: str) -> None:
         ),
         ("pvt_tiny_irmb", {"expand_ratios": (4,) * 4}, (11_438_824, 1.401)),
         ("pvt_tiny_irmb", {"order": "after"}, (11_784_936, 1.555)),
+        ("pvt_tiny_i2rmb", {"reductions": (1,) * 4, "window": 7}, (10_069_736, 1.991)),
     ],
 )
 def test_what_fits_less(name: str, options: dict, figures: tuple[int, float]) -> None:

@@ -31,8 +31,8 @@ _WHERE = {
     "export": "metamobile.deploy.export:export",
     "load": "metamobile.inference.model:load",
     "predict": "metamobile.inference.predict:predict",
-    "study_complexity": "metamobile.study.operators:study_complexity",
     "pull": "metamobile.weights.pull:pull",
+    "study_complexity": "metamobile.study.operators:study_complexity",
     "train": "metamobile.training.train:train",
 }
 

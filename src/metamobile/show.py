@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from metamobile.deploy.gate import GateResult
+    from metamobile.study.operators import OperatorRow
     from metamobile.tasks.classify.results import Classification
 
 
@@ -54,6 +55,20 @@ def bar(share: float, width: int = 10) -> str:
     """A share from 0 to 1 as a bar of `width` characters, in eighths of one."""
     eighths = round(share * width * 8)
     return ("█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8]).ljust(width)[:width]
+
+
+def print_operators(rows: Sequence[OperatorRow]) -> None:
+    """What each operator costs and how far it reaches, by formula and as measured."""
+    names = ["module", ">C", ">side", ">parameters", ">counted", ">FLOPs", ">counted", ">path", ">measured"]
+    cells = []
+    for row in rows:
+        costs = [row.parameters_formula, row.parameters_counted, row.flops_formula, row.flops_counted]
+        measured = "-" if row.path_measured is None else f"{row.path_measured:.3g}"
+        cells.append(
+            [row.module, f"{row.channels}", f"{row.side}", *(f"{cost:,}" for cost in costs)]
+            + [f"{row.path_formula:.3g}", measured]
+        )
+    print_table("Operators of the block, by formula and as measured", names, cells)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

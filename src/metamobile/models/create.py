@@ -68,4 +68,6 @@ def resolved_args(model: nn.Module) -> dict[str, Any]:
     args: dict[str, Any] = {"num_classes": getattr(model, "num_classes", None)}
     if isinstance(model, EMO):
         args["window_size"] = [list(w) if isinstance(w, tuple) else w for w in model.window_size]
+    elif getattr(model, "pretrained_cfg", {}).get("fixed_input_size"):  # a plain ViT: built for one size
+        args["img_size"] = list(model.patch_embed.img_size)  # type: ignore[union-attr, arg-type]
     return args

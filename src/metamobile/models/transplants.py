@@ -4,27 +4,29 @@ All six are one network, `Pyramid`, of Meta Mobile Blocks: a Transformer block i
 Importing this module registers them with timm. The plain ones are exact: deit_tiny is timm's
 deit_tiny_patch16_224, pvt_tiny has PVT v1's 13,229,288 parameters.
 
-How the paper built the transplanted ones is not published. These came nearest among what was tried (parameters
-in M, FLOPs in G at 224 px by the papers' rule; the paper cuts parameters off after one decimal):
+How the paper built the transplanted ones is not published. These came nearest among what was tried
+(parameters in M, FLOPs in G at 224 px by the papers' rule; the paper cuts parameters off after one decimal):
 
-    name              published   here               difference    iRMBs
+    name              published   here             difference       iRMBs
     deit_tiny          5.7  1.3    5.717  1.258
-    deit_tiny_irmb     4.9  1.1    4.922  1.095     +0.4 % -0.4 %  3x3, attention over the whole map
-    deit_tiny_i2rmb    5.0  1.3    5.070  1.301     +1.4 % +0.1 %  5x5, the same, both cuts
+    deit_tiny_irmb     4.9  1.1    4.922  1.095    +0.5 %  -0.4 %   3x3, attention over the whole map
+    deit_tiny_i2rmb    5.0  1.3    5.070  1.301    +1.4 %  +0.1 %   5x5, the same, both cuts
     pvt_tiny          13.2  1.9   13.229  1.943
-    pvt_tiny_irmb     11.7  1.8   11.785  1.838     +0.7 % +2.1 %  3x3, attention to PVT's reduced maps
-    pvt_tiny_i2rmb    11.9  1.9   11.941  1.932     +0.3 % +1.7 %  5x5, the same, both cuts in stage 4
+    pvt_tiny_irmb     11.7  1.8   11.785  1.838    +0.7 %  +2.1 %   3x3, attention to PVT's reduced maps
+    pvt_tiny_i2rmb    11.9  1.9   11.941  1.932    +0.3 %  +1.7 %   5x5, the same, both cuts in stage 4
 
-Common to the four: attention before the expansion, position embeddings and patches of the original, no class
-token, no layer scale. PVT keeps its spatial reductions and its ratios 8, 8, 4, 4; the paper speaks of ratio 4.
+All differences lie within the printed digits. Common to the four: attention before the expansion, the patches
+and position embeddings of the original, no class token, no layer scale. PVT keeps its spatial reductions and
+its ratios 8, 8, 4, 4, although the paper speaks of ratio 4.
 
-What fits less (parameters, FLOPs): DeiT with window 7: 0.963 G, and with i2RMB 1.036 G; with attention after the
-expansion: 1.361 G and 1.833 G (window 7: 1.029 G and 1.169 G); i2RMB with one cut: 1.124 G. PVT with
-window 7 in place of the reductions: 9.914 M, 1.826 G, with i2RMB 10.070 M, 1.991 G, and at ratio 4 9.568 M, 1.389 G; with
-reductions at ratio 4: 11.439 M, 1.401 G; with attention after the expansion: 1.555 G.
+What fits less, by parameters where they differ and FLOPs. DeiT: window 7, 0.963 (i2RMB 1.036); attention
+after the expansion, 1.361 (1.833), and with window 7, 1.029 (1.169); i2RMB with one cut, 1.124. PVT: window
+7 in place of the reductions, 9.914 and 1.826 (10.070 and 1.991), at ratio 4 9.568 and 1.389; reductions at
+ratio 4, 11.439 and 1.401; attention after the expansion, 1.555 (1.656); i2RMB with both cuts of every
+reduced map, 2.003 (by hand).
 
-So the published figures fit only i2RMBs whose window is the whole map, where both cuts are the same and the sum
-is twice one. `window=7` gives DeiT's two cuts that differ, at 1.036 G.
+So, of these, only i2RMBs fit whose window is the whole map, where both cuts are the same and their sum is
+twice one; nothing published confirms that. `window=7` gives DeiT's two cuts that differ, at 1.036 G.
 
 Source: EMOv2 (arXiv 2412.06674) table 3; DeiT (arXiv 2012.12877); PVT (arXiv 2102.12122).
 """
@@ -54,14 +56,15 @@ from metamobile.models.operators import (
     to_windows,
 )
 
+IMG_SIZE = 224  # of the pictures that the position embeddings are made for
 REDUCE_EPS = 1e-5  # of the norms after PVT's strided convolutions; all others have 1e-6
 
 
 class ReducedAttention(WindowAttention):
     """Attention of every position to a map that a strided convolution and a norm have reduced.
 
-    (B, C, H, W) -> (B, Cv, H, W) with Cv the channels of expand(x); keys and values come from the reduced map,
-    (B, C, H // reduction, W // reduction). Source: PVT (arXiv 2102.12122) section 3.3.
+    (B, C, H, W) -> (B, Cv, H, W) with Cv the channels of expand(x); keys and values come from the reduced
+    map, (B, C, H // reduction, W // reduction). Source: PVT (arXiv 2102.12122) section 3.3.
     """
 
     def __init__(self, dim: int, dim_head: int, reduction: int) -> None:
@@ -73,6 +76,7 @@ class ReducedAttention(WindowAttention):
 
     def forward(self, x: Tensor, expand: Expand = _unchanged) -> Tensor:
         reduced = self.reduce(x)
+        assert self.qk.bias is not None
         (weight_q, weight_k), (bias_q, bias_k) = self.qk.weight.chunk(2), self.qk.bias.chunk(2)
         maps = F.conv2d(x, weight_q, bias_q), F.conv2d(reduced, weight_k, bias_k), expand(reduced)
         # each map is one window: q (B, N, H*W, D), k and v (B, N, h*w, D)
@@ -120,11 +124,11 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch_norm(self.patch(x))
-        position = self.position
+        position: Tensor = self.position
         if position.shape[-2:] != x.shape[-2:]:
             position = F.interpolate(position, x.shape[-2:], mode="bicubic")
         x = x + position
-        if self.class_token is not None:
+        if self.class_token is not None and self.class_position is not None:
             token = (self.class_token + self.class_position).expand(x.shape[0], -1, -1)
             x = torch.cat([token, x.flatten(2)], dim=2).unsqueeze(2)  # (B, C, 1, T)
         return checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
@@ -134,10 +138,11 @@ class Pyramid(nn.Module):
     """The network: (B, in_chans, H, W) -> (B, num_classes); H, W at least the product of all `patches`.
 
     Per-stage arguments have one entry a stage; DeiT is a pyramid of one. `reductions` shrink the map that
-    attention looks at; `expand_ratios` are those of the MLP or the iRMB. `block` is "transformer" (class token in
-    the last stage) or "irmb" (mean over the map), whose `kernel_size`, `partition`, `order` and `window` (of maps
-    that are not reduced; 0: the whole) are `blocks.irmb`'s. `img_size` is the side of pictures that the tables
-    of position embeddings are made for. Errors: ValueError for settings that do not fit.
+    attention looks at; `expand_ratios` are those of the MLP or the iRMB. `block` is "transformer" (class
+    token in the last stage) or "irmb" (mean over the map), whose `kernel_size`, `partition`, `order` and
+    `window` (on maps that are not reduced; 0: the whole) are those of `blocks.irmb`. Position embeddings
+    have the shape for 224 px; other pictures resample them. Errors: ValueError for settings that do not
+    fit.
     """
 
     def __init__(
@@ -155,7 +160,6 @@ class Pyramid(nn.Module):
         partition: str = "strided",
         order: str = "before",
         window: int = 0,
-        img_size: int = 224,
         num_classes: int = 1000,
         in_chans: int = 3,
         drop_rate: float = 0.0,
@@ -196,7 +200,7 @@ class Pyramid(nn.Module):
                     dim,
                     blocks,
                     patch=patches[index],
-                    side=img_size // stride,
+                    side=IMG_SIZE // stride,
                     patch_norm=patch_norm,
                     class_token=self.class_token and index == len(dims) - 1,
                 )
@@ -241,6 +245,7 @@ class Pyramid(nn.Module):
         maps = []
         stages = self.stages if not stop_early else self.stages[: last + 1]
         for index, stage in enumerate(stages):
+            assert isinstance(stage, Stage)
             size = [side // stage.patch_size for side in x.shape[-2:]]
             x = stage(x)
             if index in take:
@@ -265,6 +270,7 @@ class Pyramid(nn.Module):
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         for stage in self.stages:
+            assert isinstance(stage, Stage)
             stage.grad_checkpointing = enable
 
     @torch.jit.ignore
@@ -312,10 +318,11 @@ def irmb_block(
     drop_path: float,
 ) -> MetaMobileBlock:
     """`blocks.irmb` around an attention that may be reduced."""
-    conv = DepthwiseConv(int(dim * expand_ratio), kernel_size, skip=True)
+    mid = int(dim * expand_ratio)
+    conv = DepthwiseConv(mid, kernel_size, skip=True)
     return MetaMobileBlock(
         dim,
-        Cascade(attention, conv, order=order),
+        Cascade(attention, conv, order=order, dim_value=mid),
         expand_ratio=expand_ratio,
         norm=layer_norm,
         expand_act=nn.GELU,
@@ -327,7 +334,8 @@ def _init_linear(module: nn.Module) -> None:
     """Linear layers, which the blocks write as 1x1 convolutions: truncated normal, biases zero."""
     if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)):
         nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 _DEIT: dict[str, Any] = {

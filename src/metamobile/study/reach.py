@@ -28,8 +28,8 @@ def reached(stack: nn.Module, x: Tensor, outputs: Tensor) -> Tensor:
 def measure_path_length(make: Callable[[], nn.Module], channels: int, side: int) -> float:
     """Least number of stacked modules of `make` for which all pairs of positions are connected; inf for none.
 
-    `make` gives a module (B, C, H, W) -> (B, C, H, W) with weights of its own; the map is side x side. A module that
-    connects anything new reaches at least one position farther each time, so that `side` of them must do.
+    `make` gives a module (B, C, H, W) -> (B, C, H, W) with weights of its own; the map is side x side. A
+    module that connects more each time reaches at least one position farther, so that `side` of them must do.
     """
     x = torch.randn(1, channels, side, side, dtype=torch.float64)
     positions = torch.arange(side * side)
