@@ -197,7 +197,7 @@ def evaluate(
     per_class = figures["per_class"]
     headline = f"top-1 {figures['top1']:.2f} %   top-5 {figures['top5']:.2f} %   loss {figures['loss']:.4f}"
     print(f"{headline}   {figures['pictures']:,} pictures")
-    remark(f"measured on {figures['split']}")
+    remark(f"validation pictures: {figures['split']}")
     print_table(
         "Classes, lowest recall first",
         ["class", ">pictures", ">recall %", ">precision %", ">F1 %"],

@@ -128,7 +128,7 @@ class Loop:
         if figure in line:
             best = "  best" if better else ""
             measured = f"val loss {line['val_loss']:.3f}  {figure} {line[figure]:.2f} %{best}"
-        left = self.progress.seconds / line["epoch"] * (epochs - line["epoch"])
+        left = line["seconds"] * (epochs - line["epoch"])
         self.reporter.say(
             f"epoch {line['epoch']:3d}/{epochs}  train loss {line['train_loss']:.3f}  {measured}  "
             f"{line['images_per_second']:.0f} img/s  {line['seconds']:.0f} s, {rough_time(left)} left"
