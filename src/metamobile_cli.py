@@ -88,10 +88,24 @@ def models(
         )
     here = {name: ", ".join(key for key, card in weights.items() if card.variant == name) for name in chosen}
     print_table(
-        "Networks, with the papers' figures",
-        ["name", ">parameters", ">MFLOPs at 224 px", ">ImageNet top-1 %", "weights here"],
+        "Networks, counted at 224 px; top-1 is the papers'",
         [
-            [name, f"{row.parameters:,}", f"{row.flops:.0f}", f"{row.top1:.1f}", here[name] or "-"]
+            "name",
+            ">parameters",
+            ">MFLOPs, papers' rule",
+            ">M multiply-adds",
+            ">ImageNet top-1 %",
+            "weights here",
+        ],
+        [
+            [
+                name,
+                f"{row.parameters:,}",
+                f"{row.flops:.0f}",
+                f"{row.macs:.0f}",
+                f"{row.top1:.1f}",
+                here[name] or "-",
+            ]
             for name, row in chosen.items()
         ],
     )

@@ -132,6 +132,7 @@ def test_counts_equal_the_published_ones(name: str) -> None:
     whole, *stages = complexity(model, 224, ["", *(f"stages.{i}" for i in range(5))])
     assert whole.parameters == VARIANTS[name].parameters
     assert round(whole.flops_paper / 1e6, 3) == VARIANTS[name].flops
+    assert round(whole.macs / 1e6, 3) == VARIANTS[name].macs
     if name in PUBLISHED_MACS:
         assert round(whole.macs / 1e6, 1) == PUBLISHED_MACS[name]
     assert [(s.parameters, round(s.flops_paper / 1e6, 3)) for s in stages] == PUBLISHED_STAGES[name]
@@ -153,3 +154,9 @@ def test_emov2_at_larger_pictures_with_window_8() -> None:
     model = timm.create_model("emov2_5m", window_size=8)
     assert round(complexity(model, 256)[0].flops_paper / 1e6, 1) == 1407.0
     assert round(complexity(model, 512)[0].flops_paper / 1e6, 1) == 5627.3
+
+
+def test_emov2_50m_is_counted_as_the_official_one() -> None:
+    (whole,) = complexity(timm.create_model("emov2_50m"), 224)
+    assert round(whole.flops_paper / 1e6, 3) == VARIANTS["emov2_50m"].flops
+    assert round(whole.macs / 1e6, 3) == VARIANTS["emov2_50m"].macs

@@ -301,7 +301,7 @@ default_cfgs = generate_default_cfgs(
     {name: _cfg(paper_ids=row.paper) for variant, row in VARIANTS.items() for name in _names(variant)}
 )
 
-_NOT_ARGUMENTS = ("parameters", "flops", "top1", "drop_path", "paper")
+_NOT_ARGUMENTS = ("parameters", "flops", "macs", "top1", "drop_path", "paper")
 
 
 def _entrypoint(name: str) -> Callable[..., EMO]:

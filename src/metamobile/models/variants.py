@@ -20,8 +20,9 @@ from typing import Any
 class Variant:
     """Configuration and published figures of one network.
 
-    `head_dims` are channels a head, `drop_path` the rate of the last block, `flops` in millions
-    by the papers' counting rule, `top1` in percent.
+    `head_dims` are channels a head, `drop_path` the rate of the last block, `flops` in millions by the
+    papers' counting rule, `macs` in millions the multiply-adds of convolutions, linear layers and matrix
+    products (our count, `study.complexity`), `top1` in percent.
     """
 
     depths: tuple[int, int, int, int]
@@ -31,6 +32,7 @@ class Variant:
     drop_path: float
     parameters: int
     flops: float
+    macs: float
     top1: float
     stem_dim: int = 24
     stem_se: bool = True
@@ -63,6 +65,7 @@ VARIANTS: dict[str, Variant] = {
         drop_path=0.04036,
         parameters=1_361_168,
         flops=260.844,
+        macs=255.238,
         top1=71.498,
     ),
     "emo_2m": Variant(
@@ -73,6 +76,7 @@ VARIANTS: dict[str, Variant] = {
         drop_path=0.05,
         parameters=2_377_472,
         flops=439.363,
+        macs=431.917,
         top1=75.134,
     ),
     "emo_5m": Variant(
@@ -83,6 +87,7 @@ VARIANTS: dict[str, Variant] = {
         drop_path=0.05,
         parameters=5_108_848,
         flops=902.584,
+        macs=892.224,
         top1=78.422,
     ),
     "emo_6m": Variant(
@@ -93,6 +98,7 @@ VARIANTS: dict[str, Variant] = {
         drop_path=0.05,
         parameters=6_168_496,
         flops=960.753,
+        macs=950.25,
         top1=78.988,
     ),
     "emov2_1m": Variant(
@@ -103,6 +109,7 @@ VARIANTS: dict[str, Variant] = {
         drop_path=0.04036,
         parameters=1_460_844,
         flops=284.757,
+        macs=279.936,
         top1=72.3,
         stem_dim=16,
         **_V2,
@@ -115,6 +122,7 @@ VARIANTS: dict[str, Variant] = {
         drop_path=0.05,
         parameters=2_384_312,
         flops=487.455,
+        macs=480.812,
         top1=75.8,
         stem_dim=16,
         **_V2,
@@ -127,6 +135,7 @@ VARIANTS: dict[str, Variant] = {
         drop_path=0.05,
         parameters=5_126_440,
         flops=1035.474,
+        macs=1025.114,
         top1=79.4,
         stem_dim=24,
         **_V2,
@@ -139,6 +148,7 @@ VARIANTS: dict[str, Variant] = {
         drop_path=0.1,
         parameters=20_195_208,
         flops=4017.165,
+        macs=3997.004,
         top1=83.3,
         stem_dim=32,
         **_V2,
@@ -151,6 +161,7 @@ VARIANTS: dict[str, Variant] = {
         drop_path=0.2,
         parameters=49_815_560,
         flops=8804.167,
+        macs=8767.263,
         top1=84.1,
         stem_dim=32,
         **_V2,
