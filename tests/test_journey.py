@@ -108,4 +108,4 @@ def test_models_lists_without_torch() -> None:
         "assert 'torch' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "emo_1m\t1,361,168\t261\t71.5" in done.stdout
+    assert "emo_1m\t1,361,168\t261\t255\t71.5" in done.stdout
