@@ -1,4 +1,4 @@
-"""What tests share: where the real data lies, one thread, fixed seeds."""
+"""What tests share: where the real data lies, a cache of their own, fixed seeds."""
 
 from __future__ import annotations
 

@@ -10,9 +10,10 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -28,6 +29,8 @@ from metamobile.training.progress import Bar, Reporter, rough_time
 from metamobile.training.recipe import Recipe
 from metamobile.training.runfolder import RunFolder
 from metamobile.training.state import Progress, save_state
+from metamobile.weights.card import Card
+from metamobile.weights.file import save_weights
 
 
 class Interrupted(Exception):
@@ -54,7 +57,7 @@ class Loop:
     names: list[str]
     progress: Progress
     reporter: Reporter
-    save_weights: Callable[[nn.Module, dict[str, Any], bool], None]  # (network, figures, best or not)
+    card: Card  # of the weights that are saved, but for their metrics
 
     def __post_init__(self) -> None:
         self.plain = self.accelerator.unwrap_model(self.model)
@@ -63,6 +66,11 @@ class Loop:
         self.schedule = self._make_schedule()
         self.forward = torch.compile(self.model) if self.recipe.run.compile else self.model
         self._stop = False
+
+    @property
+    def measured(self) -> nn.Module:
+        """The network that is measured and saved: the averaged one, if there is one."""
+        return self.plain if self.average is None else self.average.module
 
     def _make_schedule(self) -> CosineLRScheduler:
         schedule = self.recipe.schedule
@@ -92,7 +100,7 @@ class Loop:
         last = epoch + 1 == self.recipe.schedule.epochs
         figures: dict[str, Any] = {}
         if last or (epoch + 1) % self.recipe.run.eval_every == 0:
-            figures = self.evaluate(self.average.module if self.average else self.plain)[0]
+            figures = self.evaluate(self.measured)[0]
         self.progress.epoch = epoch + 1
         seconds = time.perf_counter() - started
         self.progress.seconds += seconds
@@ -103,8 +111,7 @@ class Loop:
             "seconds": seconds,
             "images_per_second": self.steps_per_epoch * self.recipe.run.batch_size / trained,
         }
-        numbers = {key: value for key, value in figures.items() if isinstance(value, (int, float))}
-        line |= {"val_loss" if key == "loss" else key: value for key, value in numbers.items()}
+        line |= {"val_loss" if key == "loss" else key: value for key, value in _numbers(figures).items()}
         self._finish_epoch(line, figures)
 
     def _finish_epoch(self, line: dict[str, Any], figures: dict[str, Any]) -> None:
@@ -114,13 +121,22 @@ class Loop:
             self.progress.best, self.progress.best_epoch = value, line["epoch"]
         # The state comes last: a kill before it repeats this epoch, which writes the same files once more.
         if self.accelerator.is_main_process:
-            weights = self.average.module if self.average else self.plain
-            self.save_weights(weights, figures, False)
+            self._save_weights(self.folder.last_model, figures, "last {}")
             if better:
-                self.save_weights(weights, figures, True)
+                self._save_weights(
+                    self.folder.model, figures, f"best {{}} by validation {self.task.main_figure}"
+                )
             self.folder.record(kind="epoch", **line)
         save_state(self.accelerator, self.folder.state)
         self._say_epoch(line, better)
+
+    def _save_weights(self, path: Path, figures: dict[str, Any], chosen: str) -> None:
+        """`chosen` says, with a place for their kind, which weights these are."""
+        kind = "weights" if self.average is None else "averaged weights"
+        epoch = self.progress.epoch
+        about = {"epoch": epoch, "chosen": f"{chosen.format(kind)}, epoch {epoch}"}
+        card = replace(self.card, metrics=_numbers(figures) | about)
+        save_weights(path, self.measured.state_dict(), card)
 
     def _say_epoch(self, line: dict[str, Any], better: bool) -> None:
         epochs, figure = self.recipe.schedule.epochs, self.task.main_figure
@@ -222,3 +238,8 @@ class Loop:
         finally:
             for s, handler in previous.items():
                 signal.signal(s, handler)
+
+
+def _numbers(figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures that are one number, without tables and lists."""
+    return {key: value for key, value in figures.items() if isinstance(value, (int, float))}

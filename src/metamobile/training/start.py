@@ -51,6 +51,13 @@ def say_what_will_happen(
         reporter.say(f"without effect: {setting}")
 
 
+def say_where_it_stands(recipe: Recipe, done: int, folder: Path, reporter: Reporter) -> None:
+    """For a run that goes on after `done` epochs."""
+    epochs = recipe.schedule.epochs
+    what = f"going on with epoch {done + 1}" if done < epochs else "a larger --epochs would go on"
+    reporter.say(f"{folder}: {done} of {epochs} epochs are done, {what}")
+
+
 def _scaling(recipe: Recipe) -> str:
     return f" ({recipe.optim.lr:g} per {recipe.optim.lr_per} pictures)" if recipe.optim.lr_per else ""
 

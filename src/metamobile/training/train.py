@@ -31,10 +31,10 @@ from metamobile.training.loop import Interrupted, Loop
 from metamobile.training.progress import Reporter, rough_time
 from metamobile.training.recipe import Recipe, load_recipe
 from metamobile.training.runfolder import RunFolder
-from metamobile.training.start import say_what_will_happen, start_record
+from metamobile.training.start import say_what_will_happen, say_where_it_stands, start_record
 from metamobile.training.state import AverageState, Progress, load_state
 from metamobile.weights.card import Card, current_versions
-from metamobile.weights.file import load_weights, save_weights
+from metamobile.weights.file import load_weights
 
 DEFAULT_RECIPE = "small-data"
 MOST_NAMED = 100  # bad files in one error message
@@ -125,14 +125,7 @@ def _train(recipe: Recipe, folder: RunFolder, resume: bool, quiet: bool) -> Run:
         load_pretrained(model, data.classes, recipe.model.pretrained, reporter)
     if recipe.run.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    optimizer = create_optimizer_v2(  # no weight decay for vectors, biases and what the model exempts
-        model,
-        opt=recipe.optim.name,
-        lr=recipe.lr,
-        weight_decay=recipe.optim.weight_decay,
-        betas=tuple(recipe.optim.betas),
-        eps=recipe.optim.eps,
-    )
+    optimizer = _optimizer(model, recipe)
     record = preprocess_record(recipe)
     loaders = (
         _loader(task.train_dataset(data, recipe), recipe, accelerator, reporter, training=True),
@@ -158,35 +151,10 @@ def _train(recipe: Recipe, folder: RunFolder, resume: bool, quiet: bool) -> Run:
         reporter.start_log(folder.log)
     accelerator.wait_for_everyone()
     if resume:
-        left = recipe.schedule.epochs - progress.epoch
-        what = (
-            f"going on with epoch {progress.epoch + 1}"
-            if left > 0
-            else "nothing is left to train; a larger --epochs would go on"
-        )
-        reporter.say(f"{folder.path}: {progress.epoch} of {recipe.schedule.epochs} epochs are done, {what}")
+        say_where_it_stands(recipe, progress.epoch, folder.path, reporter)
     else:
         steps = recipe.schedule.epochs * len(train_loader)
         say_what_will_happen(recipe, data, plain, optimizer.optimizer, steps, reporter)
-
-    def save(network: nn.Module, figures: dict[str, Any], best: bool) -> None:
-        kind = "averaged weights" if average is not None else "weights"
-        chosen = f"best {kind} by validation {task.main_figure}" if best else f"last {kind}"
-        metrics: dict[str, Any] = {k: v for k, v in figures.items() if isinstance(v, (int, float))}
-        metrics |= {"epoch": progress.epoch, "chosen": f"{chosen}, epoch {progress.epoch}"}
-        card = Card(
-            recipe.model.name,
-            {**recipe.model.args, **resolved_args(network)},
-            task=recipe.task,
-            classes=data.classes,
-            names=names,
-            preprocess=record,
-            recipe=recipe.to_dict(),
-            metrics=metrics,
-            versions=current_versions(),
-        )
-        save_weights(folder.model if best else folder.last_model, network.state_dict(), card)
-
     loop = Loop(
         task=task,
         recipe=recipe,
@@ -200,7 +168,16 @@ def _train(recipe: Recipe, folder: RunFolder, resume: bool, quiet: bool) -> Run:
         names=names,
         progress=progress,
         reporter=reporter,
-        save_weights=save,
+        card=Card(
+            recipe.model.name,
+            {**recipe.model.args, **resolved_args(plain)},
+            task=recipe.task,
+            classes=data.classes,
+            names=names,
+            preprocess=record,
+            recipe=recipe.to_dict(),
+            versions=current_versions(),
+        ),
     )
     try:
         loop.run()
@@ -228,6 +205,19 @@ def _close(loop: Loop, data: FolderData, folder: RunFolder, reporter: Reporter) 
         reporter.say(f"      metamobile export {folder.path} --to onnx")
         write_report(folder.path)  # last: all else is safe by now, whatever happens in there
     return Run(folder.path, card, figures)
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """No weight decay for vectors, biases and what the model exempts."""
+    settings = recipe.optim
+    return create_optimizer_v2(
+        model,
+        opt=settings.name,
+        lr=recipe.lr,
+        weight_decay=settings.weight_decay,
+        betas=tuple(settings.betas),
+        eps=settings.eps,
+    )
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:
