@@ -69,6 +69,8 @@ def main() -> None:
     for name in KEPT:
         shutil.copyfile(given.run / name, given.out / name)
     lines = [json.loads(line) for line in (given.run / "metrics.jsonl").read_text().splitlines()]
+    # a run that was stopped and gone on with may repeat an epoch: the last time counts
+    lines = list({(line["kind"], line.get("step"), line.get("epoch")): line for line in lines}.values())
     draw_curves(lines, given.out / "curves.png")
     start = next(line for line in lines if line["kind"] == "start")
     evaluation = json.loads((given.run / "evaluation.json").read_text())
