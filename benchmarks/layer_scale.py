@@ -1,10 +1,10 @@
 """What EMOv2's layer scale of 1e-6, also on blocks without a residual, does to a short training from scratch.
 
-    python benchmarks/layer_scale.py imagenette2-160 results/layer-scale --commit HASH [--runs runs/layer-scale]
+    python benchmarks/layer_scale.py imagenette2-160 results/layer-scale --commit HASH [--runs FOLDER]
 
-emov2_1m on Imagenette at 128 px, five epochs, three seeds, with each start of the scale; all else is the recipe
-`small-data`. A run that is finished is not trained again, one that was stopped goes on. Writes `summary.json`
-(each run's epochs, and the scale where it ended) and `curves.png`.
+emov2_1m on Imagenette at 128 px, five epochs, three seeds, with each start of the scale; all else is the
+recipe `small-data`. A run that is finished is not trained again, one that was stopped goes on. Writes
+`summary.json` (each run's epochs, and the scale where it ended) and `curves.png`.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def write_results(folders: dict[tuple[float, int], Path], given: argparse.Namesp
         (next(iter(folders.values())) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0]
     )
     summary: dict = {
-        "what": "emov2_1m on Imagenette at 128 px, five epochs from scratch, by the start of layer scale; top-1 in %",
+        "what": "top-1 in %, emov2_1m on Imagenette, 128 px, five epochs, by layer scale's start",
         "command": f"python benchmarks/layer_scale.py {given.data} {given.out}",
         "commit": given.commit,
         "machine": first["machine"],

@@ -54,6 +54,7 @@ def test_the_papers_recipe() -> None:
         ("run.batch_size=64.0", "run.batch_size", 64),
         ("schedule.warmup_epochs=2", "schedule.warmup_epochs", 2.0),
         ("model.args.partition=contiguous", "model.args", {"partition": "contiguous"}),
+        ("model.args.layer_scale=1e-6", "model.args", {"layer_scale": 1e-6}),
     ],
 )
 def test_a_setting_is_read_as_its_type(setting: str, place: str, value: object) -> None:

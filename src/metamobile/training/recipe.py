@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,20 @@ import yaml
 
 from metamobile.data.preprocess import INTERPOLATIONS
 from metamobile.errors import nearest
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number, as in YAML 1.2; the library's own rules read it as text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def read_yaml(text: str) -> Any:
+    """Errors: yaml.YAMLError."""
+    return yaml.load(text, Loader=_Loader)
 
 
 @dataclass
@@ -164,7 +179,7 @@ class Recipe:
             if not equals:
                 raise ValueError(f"--set {setting!r} is not of the form section.key=value")
             try:
-                values[key.strip()] = yaml.safe_load(text)
+                values[key.strip()] = read_yaml(text)
             except yaml.YAMLError as error:
                 raise ValueError(
                     f"--set {setting!r}: the value is not YAML ({error.__class__.__name__})"
@@ -238,11 +253,6 @@ def _check(hint: Any, value: Any, place: str) -> Any:
 
 def _convert(option: Any, value: Any, place: str) -> Any:
     """Errors: TypeError for a value of another type."""
-    if option is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-        try:
-            value = float(value)
-        except ValueError:
-            raise TypeError from None
     if option in (int, float):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise TypeError
@@ -251,7 +261,7 @@ def _convert(option: Any, value: Any, place: str) -> Any:
         return option(value)
     kind = typing.get_origin(option) or option
     if kind is list and isinstance(value, str) and "," in value:  # --set data.mean=0.5,0.5,0.5
-        value = yaml.safe_load(f"[{value}]")
+        value = read_yaml(f"[{value}]")
     if not isinstance(value, kind):
         raise TypeError
     if kind is list and typing.get_args(option):
@@ -339,7 +349,7 @@ def load_recipe(name: str | Path) -> Recipe:
     if not path.is_file():
         raise ValueError(f"{path}: no such recipe file")
     try:
-        return Recipe.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        return Recipe.from_dict(read_yaml(path.read_text(encoding="utf-8")) or {})
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     except ValueError as error:
