@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from metamobile.training.train import preprocess_record
 from metamobile.training.recipe import Recipe, load_recipe, recipe_folder
 
 NAMES = sorted(path.stem for path in recipe_folder().glob("*.yaml"))
@@ -39,7 +40,7 @@ def test_the_papers_recipe() -> None:
     assert (augment.auto_augment, augment.interpolation) == ("rand-m9-mstd0.5-inc1", "random")
     assert (augment.mixup, augment.cutmix, augment.erase, augment.scale) == (0, 0, 0, [0.08, 1.0])
     assert (recipe.loss.label_smoothing, recipe.ema.decay, recipe.ema.warmup) == (0.1, 0.9998, False)
-    assert (recipe.data.size, recipe.data.resize, recipe.model.window_size) == (224, 256, 7)
+    assert (recipe.data.size, preprocess_record(recipe).shorter_side, recipe.model.window_size) == (224, 256, 7)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,8 @@ def test_a_wrong_file_is_named(text: str, words: str, tmp_path: Path) -> None:
 
 
 def test_reading_a_recipe_needs_no_torch() -> None:
-    code = "import metamobile_cli, sys; from metamobile.training.recipe import load_recipe; "
+    code = "import metamobile_cli, sys; from metamobile.training.train import preprocess_record
+from metamobile.training.recipe import load_recipe; "
     code += "load_recipe('small-data'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,20 +13,7 @@ import yaml
 
 from metamobile.data.preprocess import INTERPOLATIONS
 from metamobile.errors import nearest
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as in YAML 1.2; the library's own rules read it as text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def read_yaml(text: str) -> Any:
-    """Errors: yaml.YAMLError."""
-    return yaml.load(text, Loader=_Loader)
+from metamobile.training.settings import build, read_yaml, setting_names
 
 
 @dataclass
@@ -88,7 +72,10 @@ class AugmentSettings:
 
 @dataclass
 class OptimSettings:
-    """`lr` is the peak; with `lr_per` it is meant for that batch size and scaled linearly to the run's."""
+    """`lr` is the peak; with `lr_per` it is meant for that batch size and scaled linearly to the run's.
+
+    `layer_decay` below 1 gives each layer's rate that factor against the layer above it, for starting from
+    pretrained weights: the head learns at `lr`, the first layers slowest."""
 
     name: str = "adamw"
     lr: float = 2e-3
@@ -97,21 +84,41 @@ class OptimSettings:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
     clip_norm: float = 5.0
+    layer_decay: float | None = None
 
 
 @dataclass
 class ScheduleSettings:
-    """Linear warm-up from `warmup_lr`, then a cosine to `min_lr`, moved at every optimiser step."""
+    """Linear warm-up from `warmup_lr`, then a cosine to `min_lr`, moved at every optimiser step.
+
+    In the first `frozen_epochs` only the classifier learns; all else, and the norms' statistics, stays as the
+    pretrained weights have it."""
 
     epochs: int = 30
     warmup_epochs: float = 3
     warmup_lr: float = 1e-6
     min_lr: float = 1e-6
+    frozen_epochs: int = 0
 
 
 @dataclass
 class LossSettings:
     label_smoothing: float = 0.1
+
+
+@dataclass
+class DistillSettings:
+    """Learning from a teacher's answers besides the labels: `weight` times tau^2 KL(teacher || student),
+    both softened by the temperature `tau`.
+
+    `teacher` is a run, a weights file or a name, timm's pretrained ones among them; its classes are matched
+    by name. It sees the student's pictures, augmented, in its own normalisation, resized to `size` (None: its
+    own side). Source: EMOv2 (arXiv 2412.06674), official configuration: weight 5, tau 1."""
+
+    teacher: str | None = None
+    weight: float = 5.0
+    tau: float = 1.0
+    size: int | None = None
 
 
 @dataclass
@@ -155,13 +162,14 @@ class Recipe:
     optim: OptimSettings = field(default_factory=OptimSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     loss: LossSettings = field(default_factory=LossSettings)
+    distill: DistillSettings = field(default_factory=DistillSettings)
     ema: EmaSettings = field(default_factory=EmaSettings)
     run: RunSettings = field(default_factory=RunSettings)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
         """Errors: ValueError for an unknown key, with the nearest, or a value of wrong type or range."""
-        recipe = _build(cls, values, "")
+        recipe = build(cls, values)
         _check_ranges(recipe)
         return recipe
 
@@ -200,7 +208,7 @@ class Recipe:
                     )
                 place = place[section]
             if last not in place and sections != ["model", "args"]:
-                known = _keys(self.to_dict())
+                known = setting_names(self.to_dict())
                 same = [name for name in known if name.split(".")[-1] == last]  # lr for optim.lr
                 near = f"; did you mean {same[0]!r}?" if same else nearest(key, known)
                 raise ValueError(f"the recipe has no setting {key!r}{near}")
@@ -213,70 +221,6 @@ class Recipe:
         return self.optim.lr * (self.run.batch_size / self.optim.lr_per if self.optim.lr_per else 1)
 
 
-def _keys(values: dict[str, Any], prefix: str = "") -> list[str]:
-    keys = []
-    for name, value in values.items():
-        keys += _keys(value, f"{prefix}{name}.") if isinstance(value, dict) and value else [prefix + name]
-    return keys
-
-
-def _build(cls: type, values: Any, where: str) -> Any:
-    if not isinstance(values, dict):
-        raise ValueError(
-            f"recipe: {where or 'the file'} is {values!r}; expected settings, one 'key: value' a line"
-        )
-    hints = typing.get_type_hints(cls)
-    known = [f.name for f in dataclasses.fields(cls)]
-    built = {}
-    for key, value in values.items():
-        place = f"{where}.{key}" if where else str(key)
-        if key not in known:
-            raise ValueError(
-                f"recipe: no setting {place!r}; known are {', '.join(known)}{nearest(str(key), known)}"
-            )
-        hint = hints[key]
-        build = _build if dataclasses.is_dataclass(hint) else _check
-        built[key] = build(hint, value, place)
-    return cls(**built)
-
-
-def _check(hint: Any, value: Any, place: str) -> Any:
-    """`value`, or the number it stands for, if it is of the type `hint`."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for option in options:
-        try:
-            return _convert(option, value, place)
-        except TypeError:
-            continue
-    raise ValueError(f"recipe: {place} is {value!r}; expected {' or '.join(_words(o) for o in options)}")
-
-
-def _convert(option: Any, value: Any, place: str) -> Any:
-    """Errors: TypeError for a value of another type."""
-    if option in (int, float):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise TypeError
-        if option is int and value != int(value):
-            raise TypeError
-        return option(value)
-    kind = typing.get_origin(option) or option
-    if kind is list and isinstance(value, str) and "," in value:  # --set data.mean=0.5,0.5,0.5
-        value = read_yaml(f"[{value}]")
-    if not isinstance(value, kind):
-        raise TypeError
-    if kind is list and typing.get_args(option):
-        return [_check(typing.get_args(option)[0], item, f"{place}[{i}]") for i, item in enumerate(value)]
-    return value
-
-
-def _words(option: Any) -> str:
-    """A type as people call it."""
-    if typing.get_args(option):
-        return f"a list of {_words(typing.get_args(option)[0])}s"
-    words = {type(None): "null", int: "whole number", float: "number", str: "text", bool: "true or false"}
-    return words.get(option) or {list: "a list", dict: "settings"}.get(option, str(option))
-
-
 _RANGES = {
     "data.val_fraction": (0.01, 0.99),
     "augment.hflip": (0, 1),
@@ -286,8 +230,13 @@ _RANGES = {
     "optim.lr": (1e-12, math.inf),
     "optim.weight_decay": (0, math.inf),
     "optim.clip_norm": (0, math.inf),
+    "optim.layer_decay": (0.01, 1),
     "schedule.epochs": (1, math.inf),
     "schedule.warmup_epochs": (0, math.inf),
+    "schedule.frozen_epochs": (0, math.inf),
+    "distill.weight": (0, math.inf),
+    "distill.tau": (0.01, math.inf),
+    "distill.size": (32, math.inf),
     "loss.label_smoothing": (0, 0.99),
     "ema.decay": (0, 1),
     "run.batch_size": (1, math.inf),
@@ -337,6 +286,14 @@ def recipe_folder() -> Path:
 
 def load_recipe(name: str | Path) -> Recipe:
     """A recipe by name, or from a YAML file. Errors: ValueError with the nearest name or wrong setting."""
+    path = _recipe_file(name)
+    try:
+        return Recipe.from_dict(_read_with_base(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _recipe_file(name: str | Path) -> Path:
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         known = sorted(p.stem for p in recipe_folder().glob("*.yaml"))
@@ -348,9 +305,24 @@ def load_recipe(name: str | Path) -> Recipe:
         path = recipe_folder() / f"{name}.yaml"
     if not path.is_file():
         raise ValueError(f"{path}: no such recipe file")
+    return path
+
+
+def _read_with_base(path: Path) -> Any:
+    """The settings of a file, over those of the recipe that its `base` names, which has no base itself."""
+    values = _read_file(path)
+    if not isinstance(values, dict) or "base" not in values:
+        return values
+    base = str(values.pop("base"))  # a name, or a file beside this one
+    settings = _read_file(_recipe_file(path.parent / base if Path(base).suffix else base))
+    for section, own in values.items():
+        both = isinstance(own, dict) and isinstance(settings.get(section), dict)
+        settings[section] = settings[section] | own if both else own
+    return settings
+
+
+def _read_file(path: Path) -> Any:
     try:
-        return Recipe.from_dict(read_yaml(path.read_text(encoding="utf-8")) or {})
+        return read_yaml(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"not YAML ({' '.join(str(error).split())})") from error
