@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from metamobile.training.train import preprocess_record
 from metamobile.training.recipe import Recipe, load_recipe, recipe_folder
+from metamobile.training.train import preprocess_record
 
 NAMES = sorted(path.stem for path in recipe_folder().glob("*.yaml"))
 
@@ -40,7 +40,8 @@ def test_the_papers_recipe() -> None:
     assert (augment.auto_augment, augment.interpolation) == ("rand-m9-mstd0.5-inc1", "random")
     assert (augment.mixup, augment.cutmix, augment.erase, augment.scale) == (0, 0, 0, [0.08, 1.0])
     assert (recipe.loss.label_smoothing, recipe.ema.decay, recipe.ema.warmup) == (0.1, 0.9998, False)
-    assert (recipe.data.size, preprocess_record(recipe).shorter_side, recipe.model.window_size) == (224, 256, 7)
+    assert (recipe.data.size, recipe.model.window_size) == (224, 7)
+    assert preprocess_record(recipe).shorter_side == 256
 
 
 @pytest.mark.parametrize(
@@ -132,8 +133,7 @@ def test_a_wrong_file_is_named(text: str, words: str, tmp_path: Path) -> None:
 
 
 def test_reading_a_recipe_needs_no_torch() -> None:
-    code = "import metamobile_cli, sys; from metamobile.training.train import preprocess_record
-from metamobile.training.recipe import load_recipe; "
+    code = "import metamobile_cli, sys; from metamobile.training.recipe import load_recipe; "
     code += "load_recipe('small-data'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -155,3 +155,18 @@ def test_lists_in_overrides_by_commas() -> None:
 def test_impossible_settings_are_named(setting: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Recipe().override([setting])
+
+
+def test_a_recipe_builds_on_another(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("optim:\n  lr: 1e-3\n  weight_decay: 0.1\nrun:\n  seed: 3\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\noptim:\n  lr: 2e-3\n")
+    (tmp_path / "c.yaml").write_text("base: b.yaml\nschedule:\n  epochs: 7\n")
+    recipe = load_recipe(tmp_path / "c.yaml")
+    assert (recipe.optim.lr, recipe.optim.weight_decay, recipe.run.seed) == (2e-3, 0.1, 3)
+    assert recipe.schedule.epochs == 7
+    (tmp_path / "d.yaml").write_text("base: small-dat\n")
+    with pytest.raises(ValueError, match="did you mean 'small-data'"):
+        load_recipe(tmp_path / "d.yaml")
+    (tmp_path / "a.yaml").write_text("base: c.yaml\n")
+    with pytest.raises(ValueError, match="circle: c.yaml -> b.yaml -> a.yaml -> c.yaml"):
+        load_recipe(tmp_path / "c.yaml")

@@ -308,13 +308,16 @@ def _recipe_file(name: str | Path) -> Path:
     return path
 
 
-def _read_with_base(path: Path) -> Any:
-    """The settings of a file, over those of the recipe that its `base` names, which has no base itself."""
+def _read_with_base(path: Path, above: tuple[Path, ...] = ()) -> Any:
+    """The settings of a file, over those of the recipe that its `base` names: a name, or a file beside it."""
+    if path in above:
+        raise ValueError(f"its bases go in a circle: {' -> '.join(p.name for p in (*above, path))}")
     values = _read_file(path)
     if not isinstance(values, dict) or "base" not in values:
         return values
-    base = str(values.pop("base"))  # a name, or a file beside this one
-    settings = _read_file(_recipe_file(path.parent / base if Path(base).suffix else base))
+    base = str(values.pop("base"))
+    base_path = _recipe_file(path.parent / base if Path(base).suffix else base)
+    settings = _read_with_base(base_path, (*above, path))
     for section, own in values.items():
         both = isinstance(own, dict) and isinstance(settings.get(section), dict)
         settings[section] = settings[section] | own if both else own
