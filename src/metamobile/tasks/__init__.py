@@ -33,8 +33,8 @@ class Task(Protocol):
     def build_model(self, recipe: Recipe, num_classes: int) -> nn.Module: ...
     def train_dataset(self, data: FolderData, recipe: Recipe) -> PictureDataset: ...
     def val_dataset(self, data: FolderData, recipe: Recipe, record: Preprocess) -> PictureDataset: ...
-    def make_loss(self, recipe: Recipe, num_classes: int) -> Any:
-        """`loss(forward, inputs, targets)` -> (scalar loss, outputs)."""
+    def make_loss(self, recipe: Recipe, classes: Sequence[str]) -> Any:
+        """`loss(forward, inputs, targets)` -> (scalar loss, outputs); `loss.about` is said at the start."""
 
     def make_metric(self, names: Sequence[str]) -> Any:
         """`update(outputs, targets)` with arrays, `compute()` -> figures, `main_figure` among them."""

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from timm.data import Mixup, create_transform
-from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from metamobile.data.folder import FolderData, class_names, open_folder
@@ -21,6 +20,7 @@ from metamobile.data.loader import PictureDataset
 from metamobile.data.preprocess import Preprocess, preprocess
 from metamobile.models.create import create_model
 from metamobile.models.variants import VARIANTS
+from metamobile.tasks.classify.distill import Teacher, load_teacher, soft_distillation
 from metamobile.tasks.classify.results import Metric
 
 if TYPE_CHECKING:
@@ -29,6 +29,45 @@ if TYPE_CHECKING:
 
 def _to_tensor(record: Preprocess, picture: Image.Image) -> Tensor:
     return torch.from_numpy(preprocess(picture, record))
+
+
+class ClassifyLoss:
+    """Cross-entropy with smoothed labels, with Mixup or CutMix if the recipe has them, plus distillation.
+
+    `loss(forward, pictures, targets)` -> (scalar, logits); `about` says what it adds to plain cross-entropy.
+    """
+
+    def __init__(self, recipe: Recipe, num_classes: int, teacher: Teacher | None = None) -> None:
+        augment = recipe.augment
+        self.smoothing = recipe.loss.label_smoothing
+        self.mixup: Mixup | None = None
+        if augment.mixup > 0 or augment.cutmix > 0:
+            self.mixup = Mixup(
+                augment.mixup, augment.cutmix, label_smoothing=self.smoothing, num_classes=num_classes
+            )
+        self.teacher = teacher
+        self.weight, self.tau = recipe.distill.weight, recipe.distill.tau
+        self.about = ""
+        if teacher is not None:
+            height, width = teacher.size
+            self.about = (
+                f"learning from {recipe.distill.teacher} too, at {height}x{width} px: "
+                f"{self.weight:g} times its divergence, temperature {self.tau:g}"
+            )
+
+    def __call__(
+        self, forward: Callable[[Tensor], Tensor], pictures: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if self.mixup is not None:
+            pictures, targets = self.mixup(pictures, targets)
+        logits = forward(pictures).float()
+        # targets are class numbers, or after Mixup shares of each class, already smoothed
+        smoothing = self.smoothing if self.mixup is None else 0.0
+        loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        if self.teacher is not None:
+            answers = self.teacher.to(pictures.device)(pictures)
+            loss = loss + self.weight * soft_distillation(logits, answers, self.tau)
+        return loss, logits
 
 
 class ClassifyTask:
@@ -89,27 +128,13 @@ class ClassifyTask:
             data.val, partial(_to_tensor, record), cache_side=side, interpolation=record.interpolation
         )
 
-    def make_loss(self, recipe: Recipe, num_classes: int) -> Callable[..., tuple[Tensor, Tensor]]:
-        augment, smoothing = recipe.augment, recipe.loss.label_smoothing
-        mixed = augment.mixup > 0 or augment.cutmix > 0
-        mixup = (
-            Mixup(augment.mixup, augment.cutmix, label_smoothing=smoothing, num_classes=num_classes)
-            if mixed
-            else None
-        )
-        soft = SoftTargetCrossEntropy()
-
-        def loss(
-            forward: Callable[[Tensor], Tensor], pictures: Tensor, targets: Tensor
-        ) -> tuple[Tensor, Tensor]:
-            if mixup is not None:
-                pictures, targets = mixup(pictures, targets)
-            logits = forward(pictures).float()
-            if mixup is not None:
-                return soft(logits, targets), logits
-            return F.cross_entropy(logits, targets, label_smoothing=smoothing), logits
-
-        return loss
+    def make_loss(self, recipe: Recipe, classes: Sequence[str]) -> ClassifyLoss:
+        teacher, distill = None, recipe.distill
+        if distill.teacher:
+            data = recipe.data
+            student = Preprocess(data.shape, mean=tuple(data.mean), std=tuple(data.std))  # type: ignore[arg-type]
+            teacher = load_teacher(distill.teacher, classes, student, distill.size)
+        return ClassifyLoss(recipe, len(classes), teacher)
 
     def make_metric(self, names: Sequence[str]) -> Metric:
         return Metric(names)
