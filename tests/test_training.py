@@ -26,13 +26,10 @@ from metamobile.errors import DataError
 from metamobile.inference.model import load
 from metamobile.models.create import create_model
 from metamobile.training.loop import Interrupted, Loop, TrainingDiverged
-from metamobile.training.train import Run, train
+from metamobile.training.train import train
 from metamobile.weights.card import read_card
 from metamobile.weights.file import load_weights
-
-EPOCHS = 4
-# Mixup draws from NumPy, drop path from torch, the augmentation from Python: all three must go on alike.
-SETTINGS = ("run.log_every=1", "augment.mixup=0.2", "model.drop_path_rate=0.2", "schedule.warmup_epochs=1")
+from small_training import EPOCHS, SETTINGS, assert_same_run, interrupt_after, metrics, run_training
 
 
 @pytest.fixture(autouse=True)
@@ -48,40 +45,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(tmp_path_factory.mktemp("data") / "pets", train=48, val=24, size=40)
 
 
-def run_training(pictures: Path, out: Path, *settings: str, **changed: Any) -> Run:
-    arguments: dict[str, Any] = {
-        "epochs": EPOCHS,
-        "size": 32,
-        "batch_size": 16,
-        "workers": 0,
-        "device": "cpu",
-    }
-    arguments |= changed
-    return train("emo_1m", pictures, out=out, set=[*SETTINGS, *settings], quiet=True, **arguments)
-
-
 @pytest.fixture(scope="module")
 def straight(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that never stopped."""
     torch.set_num_threads(1)
     return run_training(pictures, tmp_path_factory.mktemp("runs") / "straight").folder
-
-
-def metrics(folder: Path, kind: str) -> list[dict]:
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if line["kind"] == kind]
-
-
-def assert_same_run(folder: Path, other: Path) -> None:
-    """The weights, averaged and raw, and the optimiser's memory, bit for bit."""
-    for name in ("model.safetensors", "last.safetensors"):
-        ours, theirs = load_weights(folder / name)[0], load_weights(other / name)[0]
-        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
-    states = [torch.load(f / "last" / "optimizer.bin")["state"] for f in (folder, other)]
-    for i, state in states[0].items():
-        assert all(torch.equal(value, states[1][i][key]) for key, value in state.items())
-    raw = [(f / "last" / "model.safetensors").read_bytes() for f in (folder, other)]
-    assert raw[0] == raw[1]
 
 
 def test_a_run_folder_is_whole(straight: Path, pictures: Path) -> None:
@@ -128,20 +96,6 @@ def test_the_rate_warms_up_and_falls_as_a_cosine(straight: Path) -> None:
     assert rates.index(max(rates)) == 3  # the first step after the one epoch of warm-up
     for step in range(3, 12):
         assert rates[step] == pytest.approx(1e-6 + (2e-3 - 1e-6) * (1 + math.cos(math.pi * step / 12)) / 2)
-
-
-def interrupt_after(
-    epoch: int, monkeypatch: pytest.MonkeyPatch, sign: signal.Signals = signal.SIGINT
-) -> None:
-    """The signal arrives when that epoch is done, so the next one has begun when it is heeded."""
-    finish = Loop._finish_epoch
-
-    def finish_and_interrupt(self: Loop, line: dict, figures: dict) -> None:
-        finish(self, line, figures)
-        if line["epoch"] == epoch:
-            os.kill(os.getpid(), sign)
-
-    monkeypatch.setattr(Loop, "_finish_epoch", finish_and_interrupt)
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
@@ -248,6 +202,42 @@ def test_a_run_that_diverges_stops_and_says_why(pictures: Path, tmp_path: Path) 
     with pytest.raises(TrainingDiverged, match=words):
         run_training(pictures, tmp_path / "run", "optim.lr=1e30", "optim.clip_norm=0")
     assert (tmp_path / "run" / "last" / "model.safetensors").is_file()
+
+
+def test_a_run_that_diverges_in_its_last_step_says_so_too(pictures: Path, tmp_path: Path) -> None:
+    """No other step sees what the last one did; its network is measured."""
+    settings = ("optim.lr=1e30", "optim.clip_norm=0", "schedule.warmup_epochs=0")
+    words = (
+        "diverged at step 1: the network's output is not finite after it, lr 1e.30; the state after epoch 0"
+    )
+    with pytest.raises(TrainingDiverged, match=words):
+        run_training(pictures, tmp_path / "run", *settings, epochs=1, batch_size=48)
+
+
+def test_a_run_is_not_cut_short_before_it_is_measured(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt_after(2, patch)
+        run_training(pictures, tmp_path / "run", "run.eval_every=4")
+    before = (tmp_path / "run" / "recipe.yaml").read_text()
+    with pytest.raises(ValueError, match="2 epochs are done and none is measured.*--epochs of at least 3"):
+        train(resume=tmp_path / "run", epochs=2, quiet=True)
+    assert (tmp_path / "run" / "recipe.yaml").read_text() == before
+    assert train(resume=tmp_path / "run", epochs=3, quiet=True).card.metrics["epoch"] == 3
+
+
+def test_a_line_that_a_kill_cut_short_is_dropped(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt_after(1, patch)
+        run_training(pictures, tmp_path / "run", epochs=2)
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "step", "step": 4, "lo')
+    train(resume=tmp_path / "run", quiet=True)
+    assert [line["step"] for line in metrics(tmp_path / "run", "step")] == [1, 2, 3, 4, 5, 6]
+    assert [line["epoch"] for line in metrics(tmp_path / "run", "epoch")] == [1, 2]
 
 
 def test_bad_files_are_named_or_dropped(tmp_path: Path) -> None:

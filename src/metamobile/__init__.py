@@ -1,7 +1,8 @@
 """metamobile: EMO, light vision models built from a single block.
 
 Importing it registers EMO with timm. The verbs of the command line are functions here: check, train,
-evaluate, predict, export, pull; and load, create_model.
+evaluate, predict, export, pull; and load, create_model, and for the Hub from_pretrained,
+save_pretrained, push_to_hub.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ if TYPE_CHECKING:
     from metamobile.data.inspect import inspect_folder as check
     from metamobile.deploy.export import export
     from metamobile.inference.evaluate import evaluate
-    from metamobile.inference.model import load
+    from metamobile.inference.model import from_pretrained, load
     from metamobile.inference.predict import predict
     from metamobile.models.create import create_model
+    from metamobile.study.criteria import study_criteria
     from metamobile.study.operators import study_complexity
     from metamobile.training.train import train
+    from metamobile.weights.hub import push_to_hub, save_pretrained
     from metamobile.weights.pull import pull
 
 __version__ = "0.1.0"
@@ -29,10 +32,14 @@ _WHERE = {
     "eval": "metamobile.inference.evaluate:evaluate",  # the verb's name
     "evaluate": "metamobile.inference.evaluate:evaluate",
     "export": "metamobile.deploy.export:export",
+    "from_pretrained": "metamobile.inference.model:from_pretrained",
     "load": "metamobile.inference.model:load",
     "predict": "metamobile.inference.predict:predict",
     "pull": "metamobile.weights.pull:pull",
+    "push_to_hub": "metamobile.weights.hub:push_to_hub",
+    "save_pretrained": "metamobile.weights.hub:save_pretrained",
     "study_complexity": "metamobile.study.operators:study_complexity",
+    "study_criteria": "metamobile.study.criteria:study_criteria",
     "train": "metamobile.training.train:train",
 }
 
@@ -41,10 +48,14 @@ __all__ = [
     "create_model",
     "evaluate",
     "export",
+    "from_pretrained",
     "load",
     "predict",
     "pull",
+    "push_to_hub",
+    "save_pretrained",
     "study_complexity",
+    "study_criteria",
     "train",
 ]
 

@@ -6,27 +6,24 @@ import hashlib
 import io
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 
-from metamobile.data.folder import (
-    TRAIN,
-    class_difference,
-    class_folders,
-    find_classes,
-    find_root,
-    find_splits,
-)
+from metamobile.data.folder import classes_of, describe, find_root, list_samples, read_lists, takes_the_rest
+from metamobile.data.layout import TRAIN, Split, class_difference, class_folders, find_splits
+from metamobile.data.lists import PictureList
 from metamobile.data.pictures import PICTURE_SUFFIXES, files_in, is_picture, read_picture
 from metamobile.errors import PictureError
 
 BAD_FILES = ("empty file", "unreadable", "truncated", "wrong extension", "duplicate")
 BAD_FOLDERS = ("empty class", "class sets differ")
+WAITING = 4096  # files given to the pool at a time: a million would fill memory with answers to come
 CUT = ("truncated", "unexpected end", "premature", "not enough", "too short")  # in a decoder's words
 
 
@@ -46,7 +43,8 @@ class Problem:
 class Inspection:
     """What was found. `classes` counts pictures by name, bad ones included: {class: {split: count}}.
 
-    `passed_over`: files in class folders that are no pictures by name nor content; they stop nothing.
+    `lists` tells which lists were read and which were not. `passed_over`: files in class folders that are no
+    pictures by name nor content; they stop nothing.
     """
 
     root: Path
@@ -54,6 +52,7 @@ class Inspection:
     classes: dict[str, dict[str, int]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     passed_over: list[Path] = field(default_factory=list)
+    lists: str = ""
 
     @property
     def ok(self) -> bool:
@@ -69,6 +68,7 @@ class Inspection:
         for counts in self.classes.values():
             splits.update(counts)
         parts = f" ({', '.join(f'{k} {v:,}' for k, v in splits.items())})" if len(splits) > 1 else ""
+        parts += f", by {self.lists}" if self.lists else ""
         kinds = Counter(p.kind for p in self.problems)
         found = ", ".join(f"{kinds[kind]} {kind}" for kind in (*BAD_FILES, *BAD_FOLDERS) if kinds[kind])
         text = f"{self.root}: {self.pictures:,} pictures of {len(self.classes)} classes{parts}; "
@@ -91,29 +91,33 @@ def inspect_folder(
 
     Of files with equal bytes the first is kept, validation before training, and each later one is a problem:
     between splits it flatters the figures, between classes one label is wrong. `progress` gets (done, total).
-    Errors: ValueError for a folder that is missing or has fewer than two classes.
+    A list that names pictures decides which are read. Errors: ValueError for a folder that is missing or has
+    fewer than two classes, DataError for what is wrong in a list.
     """
     root = find_root(data)
     splits = dict(sorted(find_splits(root).items(), key=lambda item: item[0] == TRAIN))  # train last
-    classes = find_classes(root, splits.get(TRAIN) or next(iter(splits.values())))
-    found = Inspection(root)
-    if len(splits) == 2 and (difference := class_difference(splits, classes)):
+    lists = read_lists(splits)
+    classes = classes_of(splits, lists)
+    text = describe(root, splits, lists)
+    found = Inspection(root, lists=text if lists or "not used" in text else "")
+    if len(splits) == 2 and "val" not in lists and (difference := class_difference(splits, classes)):
         found.problems.append(Problem(root, "class sets differ", difference))
 
     places: list[_Place] = []
-    for split, folder in splits.items():
-        for class_folder in class_folders(folder):
-            files = files_in(class_folder)
-            places += [_Place(path, class_folder.name, split) for path in files]
+    for split in splits:
+        for name, folder, files in _files_of(split, splits, lists, classes):
+            places += [_Place(path, name, split) for path in files]
             count = sum(map(is_picture, files))
-            found.classes.setdefault(class_folder.name, {})[split] = count
+            found.classes.setdefault(name, {})[split] = count
             found.pictures += count
-            if not count:
-                found.problems.append(Problem(class_folder, "empty class", "no picture inside"))
+            if not count and (split == TRAIN or split not in lists):
+                detail = f"no picture of {name}" if split in lists else "no picture inside"
+                found.problems.append(Problem(folder, "empty class", detail))
 
     first: dict[bytes, _Place] = {}
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:  # Pillow decodes without the GIL
-        answers = pool.map(_examine, [place.path for place in places])
+        parts = (places[i : i + WAITING] for i in range(0, len(places), WAITING))
+        answers = chain.from_iterable(pool.map(_examine, [place.path for place in part]) for part in parts)
         for done, (place, (digest, problem)) in enumerate(zip(places, answers, strict=True), start=1):
             if problem is not None:
                 found.problems.append(problem)
@@ -124,6 +128,23 @@ def inspect_folder(
             if progress is not None:
                 progress(done, len(places))
     return found
+
+
+def _files_of(
+    name: str, splits: Mapping[str, Split], lists: Mapping[str, PictureList], classes: Sequence[str]
+) -> Iterator[tuple[str, Path, list[Path]]]:
+    """Each class of the split `name`: the folder or list that tells its pictures, and these."""
+    split = splits[name]
+    if name in lists:
+        files: list[list[Path]] = [[] for _ in classes]
+        for sample in list_samples(lists[name], classes, "of training"):
+            files[sample.target].append(sample.path)
+        for class_name, named in zip(classes, files, strict=True):
+            yield class_name, lists[name].path, named
+        return
+    others = {split.folder / row.path for row in lists["val"].rows} if takes_the_rest(splits) else set()
+    for folder in class_folders(split.folder):
+        yield folder.name, folder, [path for path in files_in(folder) if path not in others]
 
 
 def _examine(path: Path) -> tuple[bytes, Problem | None]:

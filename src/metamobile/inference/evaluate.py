@@ -56,7 +56,7 @@ def held_out(card: Card, data: str | Path) -> tuple[list[Sample], str]:
     """
     recipe = card.recipe.get("data", {})
     if not recipe.get("path") or Path(recipe["path"]).name != Path(data).name:
-        return eval_samples(data, card.classes), "its validation folder, or all of it where it has none"
+        return eval_samples(data, card.classes)
     dropped = inspect_folder(data).files_to_drop() if recipe.get("drop_bad") else ()
     folder = open_folder(data, val_fraction=recipe["val_fraction"], seed=recipe["seed"], exclude=dropped)
     if folder.classes != card.classes:

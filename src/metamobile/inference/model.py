@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,3 +62,37 @@ class Model:
 def load(name: str | Path, device: str = "cpu") -> Model:
     """The model of a run folder, a weights or exported file, shipped weights, or a timm name (fetched)."""
     return Model(open_runtime(name, device))
+
+
+def from_pretrained(
+    pretrained_model_name_or_path: str | Path,
+    *,
+    force_download: bool = False,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    revision: str | None = None,
+    device: str = "cpu",
+) -> Model:
+    """The model of a repository of the Hugging Face Hub, "user/name", fetched once; or what `load` takes.
+
+    A folder that is there goes before a repository of the same name. The arguments but `device` are
+    huggingface_hub's, for repositories. Errors: as `load`, and ValueError, one line, for a repository that is
+    not there or holds no weights of metamobile, and for a Hub that cannot be reached.
+    """
+    name = str(pretrained_model_name_or_path)
+    if "/" in name and not Path(name).exists():
+        from metamobile.weights.hub import download
+
+        weights = download(
+            name,
+            force_download=force_download,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            revision=revision,
+        )
+        return load(weights, device)
+    if revision is not None:
+        logging.getLogger(__name__).warning("%s is not of the Hub: revision %s has no effect", name, revision)
+    return load(name, device)

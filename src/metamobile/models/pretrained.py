@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 from metamobile.errors import nearest
@@ -38,8 +39,14 @@ def timm_record(card: Card) -> dict[str, Any]:
     return {
         "num_classes": len(card.classes),
         "input_size": (3, *record.size),
-        "crop_pct": max(record.size) / record.shorter_side,
+        "crop_pct": _crop_pct(max(record.size), record.shorter_side),
         "interpolation": record.interpolation,
         "mean": record.mean,
         "std": record.std,
     }
+
+
+def _crop_pct(size: int, side: int) -> float:
+    """The share that timm turns into `side` again: it rounds size / share down, which may lose a pixel."""
+    share = size / side
+    return share if math.floor(size / share) == side else math.nextafter(share, 0)

@@ -286,11 +286,11 @@ class Pyramid(nn.Module):
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layer groups for layer-wise learning rates: stages, or single blocks."""
-        blocks = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.blocks\.(\d+)"
-        return {
-            "stem": r"^stages\.0\.(patch|position|class)",
-            "blocks": [(blocks, None), (r"^norm", (99999,))],
-        }
+        # -1: a stage's patches come before its first block
+        blocks = [(r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^stages\.(\d+)", (-1,))]
+        if coarse:
+            blocks = [(r"^stages\.(\d+)", None)]
+        return {"stem": r"^stages\.0\.(?:patch|position|class)", "blocks": [*blocks, (r"^norm", (99999,))]}
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

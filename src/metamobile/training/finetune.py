@@ -1,4 +1,5 @@
-"""Starting from weights at hand: what fits is loaded, and what was loaded, new or left out is told."""
+"""Starting from weights at hand: what fits is loaded, what was loaded, new or left out is told, and the
+classifier can learn alone at first."""
 
 from __future__ import annotations
 
@@ -7,7 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from metamobile.models.emo import EMO, PUBLISHED_WINDOW, WindowSize, resolve_windows
+from metamobile.models.operators import WindowAttention
 from metamobile.training.progress import Reporter
+from metamobile.weights.card import Card
 from metamobile.weights.file import load_weights
 from metamobile.weights.find import find_model
 
@@ -21,8 +25,7 @@ def load_pretrained(model: nn.Module, classes: Sequence[str], source: str, repor
     path = find_model(source)
     given, card = load_weights(path)
     own = model.state_dict()
-    config: Any = model.pretrained_cfg  # timm's record of a network
-    classifier = f"{config['classifier']}."
+    classifier = classifier_prefixes(model)
     same_classes = list(classes) == card.classes
     fits = {
         name: tensor
@@ -46,3 +49,66 @@ def load_pretrained(model: nn.Module, classes: Sequence[str], source: str, repor
     for title, names in (("new", new), ("left out", left)):
         if names:
             reporter.say(f"  {title}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}")
+    if isinstance(model, EMO):
+        _say_windows(model, card, reporter)
+
+
+def classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """How the names of the classifier's tensors begin ("head.fc."); some of timm's networks have two.
+
+    Errors: ValueError for a network that has none.
+    """
+    config: Any = model.pretrained_cfg  # timm's record of a network
+    names = config["classifier"] or ()
+    prefixes = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
+    if not any(name.startswith(prefixes) for name, _ in model.named_parameters()):
+        raise ValueError(
+            f"{config['architecture']}: timm's record of this network names no classifier; "
+            "expected a network that classifies"
+        )
+    return prefixes
+
+
+def _say_windows(model: EMO, card: Card, reporter: Reporter) -> None:
+    """Weights fit whatever the windows, which have no parameters; but they were trained for theirs."""
+    windows: WindowSize = card.model_args.get("window_size", PUBLISHED_WINDOW)
+    theirs = _pairs(resolve_windows(windows, card.preprocess.size))
+    ours = _pairs(model.window_size)
+    stages = [
+        index
+        for index, stage in enumerate(list(model.stages)[1:])
+        if any(isinstance(module, WindowAttention) for module in stage.modules())
+    ]
+    trained, here = ([side[index] for index in stages] for side in (theirs, ours))
+    if trained != here:
+        one = len(set(theirs)) == 1 and theirs[0][0] == theirs[0][1]
+        keep = theirs[0][0] if one else str([list(window) for window in theirs]).replace(" ", "")
+        reporter.say(
+            f"windows of {_in_words(trained)} in these weights, {_in_words(here)} here: attention joins "
+            f"other tokens than it learned to; --set model.window_size={keep} keeps theirs"
+        )
+
+
+def _pairs(windows: Sequence[Any]) -> list[tuple[int, int]]:
+    return [(w, w) if isinstance(w, int) else (w[0], w[1]) for w in windows]
+
+
+def _in_words(windows: Sequence[tuple[int, int]]) -> str:
+    return " and ".join(dict.fromkeys(f"{height}x{width}" for height, width in windows))
+
+
+def set_learning(model: nn.Module, optimizer: Any, classifier_alone: bool) -> None:
+    """Let the classifier learn alone, or everything that the optimiser holds.
+
+    What does not learn has no gradient, so no weight decay moves it either, and the statistics of its batch
+    norms stay. Drop path and dropout go on. Call it after `model.train()`, which undoes the latter part.
+    """
+    classifier = classifier_prefixes(model)
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in held:  # some of timm's networks have parameters that never learn
+            parameter.requires_grad_(not classifier_alone or name.startswith(classifier))
+    if classifier_alone:
+        for name, module in model.named_modules():
+            if getattr(module, "track_running_stats", False) and not f"{name}.".startswith(classifier):
+                module.eval()

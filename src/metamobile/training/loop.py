@@ -25,6 +25,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from metamobile.tasks import Task
+from metamobile.training.finetune import set_learning
 from metamobile.training.progress import Bar, Reporter, rough_time
 from metamobile.training.recipe import Recipe
 from metamobile.training.runfolder import RunFolder
@@ -54,6 +55,7 @@ class Loop:
     optimizer: Any
     train_loader: Any
     val_loader: Any
+    loss: Any  # as the task's `make_loss` gives it
     names: list[str]
     progress: Progress
     reporter: Reporter
@@ -61,7 +63,6 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.plain = self.accelerator.unwrap_model(self.model)
-        self.loss = self.task.make_loss(self.recipe, len(self.names))
         self.steps_per_epoch = len(self.train_loader)
         self.schedule = self._make_schedule()
         self.forward = torch.compile(self.model) if self.recipe.run.compile else self.model
@@ -71,6 +72,11 @@ class Loop:
     def measured(self) -> nn.Module:
         """The network that is measured and saved: the averaged one, if there is one."""
         return self.plain if self.average is None else self.average.module
+
+    @property
+    def lr(self) -> float:
+        """The classifier's learning rate; with layer decay the others are fixed shares of it."""
+        return max(group["lr"] for group in self.optimizer.param_groups)
 
     def _make_schedule(self) -> CosineLRScheduler:
         schedule = self.recipe.schedule
@@ -107,7 +113,7 @@ class Loop:
         line = {
             "epoch": epoch + 1,
             "train_loss": train_loss,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.lr,
             "seconds": seconds,
             "images_per_second": self.steps_per_epoch * self.recipe.run.batch_size / trained,
         }
@@ -153,6 +159,8 @@ class Loop:
     def _train(self, epoch: int, bar: Bar) -> float:
         run, clip = self.recipe.run, self.recipe.optim.clip_norm
         self.model.train()
+        if frozen_epochs := self.recipe.schedule.frozen_epochs:
+            set_learning(self.plain, self.optimizer, classifier_alone=epoch < frozen_epochs)
         self.train_loader.set_epoch(epoch)
         self.train_loader.dataset.set_epoch(epoch)
         total = torch.zeros((), device=self.accelerator.device)
@@ -185,21 +193,22 @@ class Loop:
         return total.item() / self.steps_per_epoch
 
     def _log_step(self, epoch: int, loss: float, norm: float) -> None:
-        lr = self.optimizer.param_groups[0]["lr"]
         self.folder.record(
-            kind="step", step=self.progress.step, epoch=epoch + 1, loss=loss, lr=lr, grad_norm=norm
+            kind="step", step=self.progress.step, epoch=epoch + 1, loss=loss, lr=self.lr, grad_norm=norm
         )
         self.reporter.note(
-            f"step {self.progress.step}  loss {loss:.4f}  lr {lr:.3e}  gradient norm {norm:.3f}"
+            f"step {self.progress.step}  loss {loss:.4f}  lr {self.lr:.3e}  gradient norm {norm:.3f}"
         )
 
     def _check_finite(self, loss: Tensor, norm: Tensor) -> None:
-        if torch.isfinite(loss + norm):  # one look at the device, not two
-            return
-        lr = self.optimizer.param_groups[0]["lr"]
-        raise TrainingDiverged(
-            f"training diverged at step {self.progress.step + 1}: loss {loss.item():.4g}, gradient norm "
-            f"{float(norm):.4g}, lr {lr:.3g}; the state after epoch {self.progress.epoch} is kept. "
+        if not torch.isfinite(loss + norm):  # one look at the device, not two
+            found = f"loss {loss.item():.4g}, gradient norm {float(norm):.4g}"
+            raise self._diverged(self.progress.step + 1, found)
+
+    def _diverged(self, step: int, found: str) -> TrainingDiverged:
+        return TrainingDiverged(
+            f"training diverged at step {step}: {found}, lr {self.lr:.3g}; the state after epoch "
+            f"{self.progress.epoch} is kept. "
             "Try a lower optim.lr, a longer schedule.warmup_epochs, or run.precision=fp32"
         )
 
@@ -215,6 +224,8 @@ class Loop:
             with self.accelerator.autocast():
                 logits = model(pictures).float()
             logits, targets = self.accelerator.gather_for_metrics((logits, targets))
+            if not torch.isfinite(logits).all():  # an epoch's last step is seen by no other step
+                raise self._diverged(self.progress.step, "the network's output is not finite after it")
             metric.update(logits.cpu().numpy(), targets.cpu().numpy())
             outputs.append(logits.cpu())
         return metric.compute(), torch.cat(outputs)

@@ -51,6 +51,13 @@ class RunFolder:
         self.path.mkdir(parents=True)
         self.write_recipe(recipe)
 
+    def go_on(self, recipe: Recipe) -> None:
+        """The recipe as it is now; a last line of metrics.jsonl that a kill cut short is dropped."""
+        self.write_recipe(recipe)
+        if self.metrics.is_file():
+            with self.metrics.open("rb+") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)
+
     def write_recipe(self, recipe: Recipe) -> None:
         write_text(self.recipe, recipe.to_yaml())
 

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from metamobile.data.folder import FolderData, find_splits
 from metamobile.models.emo import EMO, padded_share
+from metamobile.training.finetune import classifier_prefixes
 from metamobile.training.progress import Reporter
 from metamobile.training.recipe import Recipe
 from metamobile.weights.card import current_versions
@@ -39,6 +40,8 @@ def say_what_will_happen(
         f"{recipe.optim.name}, lr {recipe.lr:g}{_scaling(recipe)}; "
         f"{run.precision} on {next(model.parameters()).device}"
     )
+    for line in _about_fine_tuning(recipe, model, optimizer):
+        reporter.say(line)
     if recipe.ema.enabled:
         reporter.say(f"averaged weights are measured and saved: {_average(recipe, steps)}")
     share = padded_share(model, recipe.data.shape)
@@ -60,6 +63,22 @@ def say_where_it_stands(recipe: Recipe, done: int, folder: Path, reporter: Repor
 
 def _scaling(recipe: Recipe) -> str:
     return f" ({recipe.optim.lr:g} per {recipe.optim.lr_per} pictures)" if recipe.optim.lr_per else ""
+
+
+def _about_fine_tuning(recipe: Recipe, model: nn.Module, optimizer: Optimizer) -> Iterator[str]:
+    scales = sorted({group.get("lr_scale", 1.0) for group in optimizer.param_groups})
+    if len(scales) > 1:
+        yield (
+            f"layer decay {recipe.optim.layer_decay:g}: lr {recipe.lr * scales[-1]:.3g} for the classifier, "
+            f"less for each of {len(scales) - 1} layers below, {recipe.lr * scales[0]:.3g} for the first"
+        )
+    frozen, epochs = recipe.schedule.frozen_epochs, recipe.schedule.epochs
+    if frozen:
+        names = " and ".join(prefix.rstrip(".") for prefix in classifier_prefixes(model))
+        when = "in the first epoch" if frozen == 1 else f"in the first {frozen} epochs"
+        if frozen >= epochs:
+            when = f"in all {epochs} epochs" if epochs > 1 else "in the only epoch"
+        yield f"{when} the classifier ({names}) alone learns; all else stays as it was loaded"
 
 
 def _average(recipe: Recipe, steps: int) -> str:

@@ -13,7 +13,7 @@ import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DataLoaderConfiguration, set_seed
+from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, set_seed
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -35,6 +35,7 @@ from metamobile.training.start import say_what_will_happen, say_where_it_stands,
 from metamobile.training.state import AverageState, Progress, load_state
 from metamobile.weights.card import Card, current_versions
 from metamobile.weights.file import load_weights
+from metamobile.weights.find import SHIPPED
 
 DEFAULT_RECIPE = "small-data"
 MOST_NAMED = 100  # bad files in one error message
@@ -101,7 +102,7 @@ def train(
         raise ValueError(
             "no data was given; --data FOLDER names a folder of class folders, --data shapes drawn ones"
         )
-    _check_names(resolved)
+    _check_settings(resolved)
     if resume is None:
         data_name = Path(resolved.data.path).resolve().name
         folder = RunFolder(out or Path("runs") / f"{resolved.model.name}-{data_name}")
@@ -126,6 +127,7 @@ def _train(recipe: Recipe, folder: RunFolder, resume: bool, quiet: bool) -> Run:
     if recipe.run.channels_last:
         model = model.to(memory_format=torch.channels_last)
     optimizer = _optimizer(model, recipe)
+    loss = task.make_loss(recipe, data.classes)
     record = preprocess_record(recipe)
     loaders = (
         _loader(task.train_dataset(data, recipe), recipe, accelerator, reporter, training=True),
@@ -141,10 +143,10 @@ def _train(recipe: Recipe, folder: RunFolder, resume: bool, quiet: bool) -> Run:
     accelerator.register_for_checkpointing(progress)
     if resume:
         load_state(accelerator, folder.state)
-        _check_resumed(progress, len(train_loader), folder)
+        _check_resumed(progress, len(train_loader), recipe, folder)
     if accelerator.is_main_process:
         if resume:
-            folder.write_recipe(recipe)
+            folder.go_on(recipe)
         else:
             folder.create(recipe)
             folder.record("start", **start_record(recipe, data, plain))
@@ -155,6 +157,8 @@ def _train(recipe: Recipe, folder: RunFolder, resume: bool, quiet: bool) -> Run:
     else:
         steps = recipe.schedule.epochs * len(train_loader)
         say_what_will_happen(recipe, data, plain, optimizer.optimizer, steps, reporter)
+        if loss.about:
+            reporter.say(loss.about)
     loop = Loop(
         task=task,
         recipe=recipe,
@@ -165,6 +169,7 @@ def _train(recipe: Recipe, folder: RunFolder, resume: bool, quiet: bool) -> Run:
         optimizer=optimizer,
         train_loader=train_loader,
         val_loader=val_loader,
+        loss=loss,
         names=names,
         progress=progress,
         reporter=reporter,
@@ -208,8 +213,17 @@ def _close(loop: Loop, data: FolderData, folder: RunFolder, reporter: Reporter) 
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """No weight decay for vectors, biases and what the model exempts."""
+    """No weight decay for vectors, biases and what the model exempts; `lr_scale` in the groups of layers.
+
+    Errors: ValueError for layer decay on a network that does not tell its layers.
+    """
     settings = recipe.optim
+    layer_decay = settings.layer_decay if settings.layer_decay != 1 else None
+    if layer_decay is not None and not hasattr(model, "group_matcher"):
+        raise ValueError(
+            f"recipe: optim.layer_decay is {layer_decay:g}, but {recipe.model.name} does not tell its layers "
+            "(it has no group_matcher); expected null for this network"
+        )
     return create_optimizer_v2(
         model,
         opt=settings.name,
@@ -217,6 +231,7 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         weight_decay=settings.weight_decay,
         betas=tuple(settings.betas),
         eps=settings.eps,
+        layer_decay=layer_decay,
     )
 
 
@@ -234,23 +249,33 @@ def _accelerator(recipe: Recipe) -> Accelerator:
             ) from error
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)
+    # while only the classifier learns, several processes have no gradients to exchange for all else
+    unused = DistributedDataParallelKwargs(find_unused_parameters=recipe.schedule.frozen_epochs > 0)
     return Accelerator(
         cpu=run.device == "cpu",
         mixed_precision={"fp32": "no", "bf16": "bf16"}[run.precision],
         dataloader_config=DataLoaderConfiguration(
             split_batches=True, use_seedable_sampler=True, data_seed=run.seed
         ),
+        kwargs_handlers=[unused],
     )
 
 
-def _check_names(recipe: Recipe) -> None:
-    """Before any picture is read. Errors: ValueError for a network or an optimiser that does not exist."""
+def _check_settings(recipe: Recipe) -> None:
+    """Before any picture is read. Errors: ValueError for a network or an optimiser that does not exist, and
+    for a frozen network without weights."""
     check_name(recipe.model.name)
     known = [str(name) for name in list_optimizers()]
     if recipe.optim.name not in known:
         raise ValueError(
             f"recipe: optim.name is {recipe.optim.name!r}; expected adamw, sgd, lion or another of timm's"
             + nearest(recipe.optim.name, known)
+        )
+    if recipe.schedule.frozen_epochs and not recipe.model.pretrained:
+        raise ValueError(
+            f"recipe: schedule.frozen_epochs is {recipe.schedule.frozen_epochs}, but model.pretrained names "
+            "no weights, and a frozen network of random weights is of no use; expected weights "
+            f"(such as --set model.pretrained={next(iter(SHIPPED))}) or 0"
         )
     preprocess_record(recipe)
 
@@ -326,13 +351,18 @@ def _ignore_interrupts(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _check_resumed(progress: Progress, steps_per_epoch: int, folder: RunFolder) -> None:
-    """Errors: ValueError for a run whose data are not what they were."""
+def _check_resumed(progress: Progress, steps_per_epoch: int, recipe: Recipe, folder: RunFolder) -> None:
+    """Errors: ValueError for a run whose data are not what they were, or that would end unmeasured."""
     if progress.steps_per_epoch != steps_per_epoch:
         raise ValueError(
             f"{folder.path}: its data have changed: {progress.steps_per_epoch} steps an epoch then, "
             f"{steps_per_epoch} now; put the pictures back, or train anew, from these weights with "
             f"--set model.pretrained={folder.path}"
+        )
+    if progress.epoch >= recipe.schedule.epochs and not progress.best_epoch:
+        raise ValueError(
+            f"{folder.path}: {progress.epoch} epochs are done and none is measured yet; expected --epochs of "
+            f"at least {progress.epoch + 1}, as a run measures its last one"
         )
 
 

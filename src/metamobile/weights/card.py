@@ -14,6 +14,7 @@ from pathlib import Path
 from platform import python_version
 from typing import Any
 
+from metamobile import __version__
 from metamobile.data.preprocess import Preprocess
 from metamobile.errors import nearest
 
@@ -76,8 +77,8 @@ class Card:
 
 def current_versions() -> dict[str, str]:
     """Versions that decide what a network computes, by package."""
-    packages = ("metamobile", "torch", "torchvision", "timm")
-    return {package: version(package) for package in packages} | {"python": python_version()}
+    packages = {package: version(package) for package in ("torch", "torchvision", "timm")}
+    return {"metamobile": __version__, **packages, "python": python_version()}
 
 
 def read_card(path: str | Path) -> Card:
