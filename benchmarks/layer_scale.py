@@ -23,7 +23,7 @@ from metamobile.files import write_text
 from metamobile.training.train import train
 from metamobile.weights.file import load_weights
 
-STARTS = (1e-6, 0.1, 1.0)
+STARTS = (1e-6, 1.0)
 SEEDS = (0, 1, 2)
 EPOCHS = 5
 SETTINGS = (
