@@ -324,6 +324,25 @@ def study_complexity(
         remark(f"wrote {out / 'complexity.json'} and {out / 'complexity.png'}")
 
 
+@study.command("criteria")
+def study_criteria(
+    names: Annotated[
+        list[str] | None,
+        Argument(metavar="NAMES", help="Networks, ours or timm's; left out: those of the paper's table."),
+    ] = None,
+    out: Annotated[Path | None, Option(metavar="DIR", help="Write criteria.json here.")] = None,
+) -> None:
+    """What a mobile network should be: the paper's four criteria, marked by counts beside its own marks."""
+    from metamobile.show import print_table
+    from metamobile.study.criteria import study_criteria
+    from metamobile.study.tables import criteria_tables
+
+    for title, columns, rows in criteria_tables(study_criteria(names, out)):
+        print_table(title, columns, rows)
+    if out:
+        remark(f"wrote {out / 'criteria.json'}")
+
+
 def split_commas(values: Sequence[str]) -> list[str]:
     """["onnx,openvino", "ncnn"] -> three names."""
     return [part.strip() for value in values for part in value.split(",") if part.strip()]

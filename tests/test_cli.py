@@ -17,7 +17,17 @@ from metamobile.show import bar
 from metamobile.training.loop import Interrupted
 from metamobile_cli import parse_size, run, split_commas, split_settings
 
-VERBS = ["models", "check", "train", "eval", "predict", "export", "pull", "study complexity"]
+VERBS = [
+    "models",
+    "check",
+    "train",
+    "eval",
+    "predict",
+    "export",
+    "pull",
+    "study complexity",
+    "study criteria",
+]
 HELP = Path(__file__).parent / "data" / "help"
 ENTRY = [sys.executable, "-m", "metamobile_cli"]
 

@@ -1,0 +1,115 @@
+"""The study of the criteria as tables of text, one for each criterion, and one of what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from metamobile.study.criteria import OTHER_SIZE, CriteriaRow
+from metamobile.study.peers import CRITERIA
+
+Table = tuple[str, list[str], list[list[str]]]  # title, columns, rows; as show.print_table takes them
+
+
+def criteria_tables(rows: Sequence[CriteriaRow]) -> Iterator[Table]:
+    """Our mark and the paper's have columns of their own; "-" is unknown, or not in the paper's table."""
+    described = (
+        (
+            "Usability; other arithmetic and indexed movement are outside the stated set",
+            _usability,
+            [">kinds of operators", "other arithmetic", "indexed movement", ">copies"],
+        ),
+        (
+            "Uniformity; kinds of blocks by what is in them, as one class can hold many switches",
+            _uniformity,
+            [">block classes", ">kinds", "largest kind", ">its share"],
+        ),
+        (
+            "Efficiency and effectiveness; ahead are networks as accurate or more with no more of it",
+            _efficiency,
+            [
+                ">px",
+                ">M parameters",
+                ">M multiply-adds",
+                ">top-1 %, paper's",
+                ">ahead in parameters",
+                ">in multiply-adds",
+                ">in both",
+                "the best of them",
+            ],
+        ),
+        (
+            "Generalisation",
+            _generalisation,
+            [
+                "strides of features",
+                f"runs at {OTHER_SIZE[0]}x{OTHER_SIZE[1]}",
+                "tasks of the series in the paper",
+            ],
+        ),
+    )
+    for criterion, (title, describe, columns) in zip(CRITERIA, described, strict=True):
+        cells = []
+        for row in rows:
+            counted = describe(row)
+            name = row.model if counted else f"{row.model}, not in timm"
+            cells.append([name, *(counted or "-" * len(columns)), *_marks(row, criterion)])
+        yield title, ["network", *columns, "by count", "the paper's"], cells
+    differing = [
+        [row.model, criterion, *_marks(row, criterion)] for row in rows for criterion in row.differences()
+    ]
+    yield "Where the two differ", ["network", "criterion", "by count", "the paper's"], differing
+
+
+def _marks(row: CriteriaRow, criterion: str) -> list[str]:
+    return [row.ours()[criterion] or "-", row.paper()[criterion] or "-"]
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(names) or "-"
+
+
+def _usability(row: CriteriaRow) -> list[str] | None:
+    part = row.usability
+    if part is None:
+        return None
+    kinds = len(part.inside) + len(part.other) + len(part.indexed)
+    return [f"{kinds}", _names(part.other), _names(part.indexed), f"{sum(part.copies.values())}"]
+
+
+def _uniformity(row: CriteriaRow) -> list[str] | None:
+    part = row.uniformity
+    if part is None:
+        return None
+    if not part.kinds:
+        return ["-", "-", "no list of blocks found", "-"]
+    largest = part.kinds[0]
+    return [
+        f"{len(part.classes)}",
+        f"{part.counted}",
+        " + ".join(largest.contents),
+        f"{100 * largest.share:.0f} %",
+    ]
+
+
+def _efficiency(row: CriteriaRow) -> list[str] | None:
+    """Ahead is a network that is at least as accurate with no more of it."""
+    part = row.efficiency
+    if part is None:
+        return None
+    height, width = part.size
+    counts = [f"{height}" if height == width else f"{height}x{width}"]
+    counts += [f"{part.parameters / 1e6:.2f}", f"{part.multiply_adds / 1e6:,.0f}"]
+    if part.top1 is None:
+        return [*counts, *"-----"]
+    ahead = (part.no_more_parameters, part.no_more_multiply_adds, part.no_more_of_both)
+    best = next((names[0] for names in reversed(ahead) if names), "-")
+    teacher = " (teacher)" if part.distilled else ""
+    return [*counts, f"{part.top1:.1f}{teacher}", *(f"{len(names)}" for names in ahead), best]
+
+
+def _generalisation(row: CriteriaRow) -> list[str] | None:
+    part = row.generalisation
+    if part is None:
+        return None
+    strides = _names(f"{stride}" for stride in part.strides)
+    return [strides, "yes" if part.other_size else "no", _names(part.tasks or ())]
