@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -312,7 +313,7 @@ def test_other_windows_than_trained_with_are_told(
         assert "windows" not in said
     else:
         assert re.search(words, said)
-        advice = said.split("--set ")[1].split()[0]
+        advice = shlex.split(said.split("--set ")[1])[0]
         assert "windows" not in said_about(Recipe().override([advice]).model.window_size)
 
 

@@ -185,8 +185,8 @@ def test_the_rates_and_groups_of_a_recipe(name: str, weights: Path, tmp_path: Pa
         assert loop.lr == pytest.approx(lr)
     loop.schedule.step_update(0)
     assert loop.lr == 1e-6
-    loop.schedule.step_update(steps // 2)
-    assert loop.lr == pytest.approx((expected.peak + expected.lowest) / 2, rel=5e-3)  # of an odd count, half is between two
+    loop.schedule.step_update(steps // 2)  # of an odd count, half a step before
+    assert loop.lr == pytest.approx((expected.peak + expected.lowest) / 2, rel=5e-3)
 
 
 def test_the_steps_of_an_epoch_are_the_logs() -> None:

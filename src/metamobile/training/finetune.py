@@ -3,6 +3,7 @@ classifier can learn alone at first."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,7 +86,7 @@ def _say_windows(model: EMO, card: Card, reporter: Reporter) -> None:
         keep = theirs[0][0] if one else str([list(window) for window in theirs]).replace(" ", "")
         reporter.say(
             f"windows of {_in_words(trained)} in these weights, {_in_words(here)} here: attention joins "
-            f"other tokens than it learned to; --set model.window_size={keep} keeps theirs"
+            f"other tokens than it learned to; --set {shlex.quote(f'model.window_size={keep}')} keeps theirs"
         )
 
 
