@@ -169,10 +169,12 @@ def test_too_few_pictures(tmp_path: Path) -> None:
 
 def test_eval_samples_match_classes_by_name(tmp_path: Path) -> None:
     fill(tmp_path)
-    samples = eval_samples(tmp_path, ["birds", "dogs", "cats"])
+    samples, words = eval_samples(tmp_path, ["birds", "dogs", "cats"])
     assert [s.target for s in samples] == [2, 2, 2, 1, 1, 1]
     assert all(s.path.is_relative_to(tmp_path / "val") for s in samples)
-    assert len(eval_samples(fill(tmp_path / "plain", ("",)), ["cats", "dogs"])) == 6
+    assert words == "the folder val/"
+    samples, words = eval_samples(fill(tmp_path / "plain", ("",)), ["cats", "dogs"])
+    assert len(samples) == 6 and words == "all, as no validation split is there"
     with pytest.raises(
         ValueError, match=r"the model has no class 'cats'; it knows cat, dogs; did you mean 'cat'\?"
     ):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from metamobile.data.pictures import find_pictures, read_picture
+from metamobile.data.pictures import files_in, find_pictures, is_picture, names_in, pictures_in, read_picture
 from metamobile.errors import PictureError
 
 RED, GREEN, BLUE, WHITE = (220, 30, 40), (20, 200, 60), (30, 40, 210), (255, 255, 255)
@@ -201,6 +201,35 @@ def test_sources(tmp_path: Path) -> None:
     content = path.read_bytes()
     for source in (path, str(path), content, io.BytesIO(content)):
         assert difference(read_picture(source), quarters()) == 0
+
+
+def test_names_in_a_folder(tmp_path: Path) -> None:
+    """As pathlib lists and sorts them, "a/b" before "a-b", without what systems leave behind."""
+    for name in (
+        "a/z.jpg",
+        "a-b/y.jpg",
+        "a.jpg",
+        "b/.x/c.jpg",
+        ".d.jpg",
+        "__MACOSX/a/z.jpg",
+        "a/b/c/d.txt",
+        "a0.jpg",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "empty").mkdir()
+    every = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file())
+    kept = [p for p in every if not any(part.startswith((".", "__")) for part in p.parts)]
+    assert [Path(name) for name in names_in(tmp_path)] == kept
+    assert files_in(tmp_path) == [tmp_path / p for p in kept]
+    assert pictures_in(tmp_path) == [tmp_path / p for p in kept if p.suffix == ".jpg"]
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "a.b.Tiff", "x/a.png"])
+def test_pictures_by_name(name: str) -> None:
+    assert is_picture(name) and is_picture(Path(name))
+    for other in (f"{name}.txt", "jpg", ".jpg", f"{Path(name).parent}/._{Path(name).name}"):
+        assert not is_picture(other)
 
 
 def test_find_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

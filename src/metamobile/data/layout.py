@@ -183,18 +183,21 @@ def unused_lists(root: Path, used: Iterable[Path]) -> list[Path]:
     near, above, sets = _places(root)
     found = [path for place in (*near, *sets) if place.is_dir() for path in sorted(place.iterdir())]
     found += [place / SOLUTION for place in above if (place / SOLUTION).is_file()]
-    others = [path for path in found if _LISTLIKE.search(path.name.lower()) and not is_junk(path.name)]
-    return [path for path in others if path not in set(used)]
+    told = {os.path.realpath(path) for path in used}
+    others = []
+    for path in found:
+        listlike = _LISTLIKE.search(path.name.lower()) and not is_junk(path.name)
+        if listlike and (real := os.path.realpath(path)) not in told:
+            told.add(real)
+            others.append(path)
+    return others
 
 
 def _places(root: Path) -> tuple[list[Path], list[Path], list[Path]]:
     """Folders with lists: near the pictures; above ImageNet's own tree, for its solution; its image sets."""
     base = picture_root(root)
     near = [root, root / META] + ([base, base / META] if base != root else [])
-    for place in (Path(os.path.abspath(base)), base.resolve()):
-        if place.parts[-2:] == ("Data", "CLS-LOC"):
-            tree = place.parents[1]
-            known = {os.path.abspath(folder) for folder in near}
-            above = [folder for folder in (tree, tree.parent) if str(folder) not in known]
-            return near, above, [tree / "ImageSets/CLS-LOC"]
-    return near, [], []
+    seen = [Path(os.path.abspath(base)), base.resolve()]  # through links, and as it is
+    trees = [place.parents[1] for place in dict.fromkeys(seen) if place.parts[-2:] == ("Data", "CLS-LOC")]
+    above = [place for tree in trees for place in (tree, tree.parent)]
+    return near, above, [tree / "ImageSets/CLS-LOC" for tree in trees]

@@ -202,7 +202,7 @@ def _find_rows(
             lost.append((line, text))
     if lost:
         line, text = lost[0]
-        more = f" (nor do {len(lost) - 1:,} more of its {len(lines):,} lines)" if len(lost) > 1 else ""
+        more = f" (nor do others, {len(lost):,} of {len(lines):,} lines in all)" if len(lost) > 1 else ""
         raise DataError(
             f"{path}, line {line}: {text!r} names no single picture in {folder}{more}; {_expected(names)}"
             + ("" if rows else "; if this file is no list of pictures, rename it")
