@@ -1,0 +1,123 @@
+"""The backbone's maps: timm's own, at the strides it tells, for pictures of any size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from metamobile.models.backbone import STRIDES, SimplePyramid, make_backbone
+from metamobile.models.operators import WindowAttention
+
+SMALL_VIT = {"depth": 3, "embed_dim": 48, "num_heads": 3, "img_size": 64}
+SMALL_SWIN = {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "img_size": 64}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "emo_1m": {},
+    "emov2_1m": {},
+    "mobilenetv3_small_050": {},
+    "edgenext_xx_small": {},
+    "resnet18": {},
+    "pvt_tiny": {},
+    "deit_tiny_irmb": {},
+    "vit_tiny_patch16_224": SMALL_VIT,
+    "swin_tiny_patch4_window7_224": SMALL_SWIN,
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("size", [(64, 96), (97, 131)])
+def test_maps_are_what_channels_and_strides_tell(name: str, size: tuple[int, int]) -> None:
+    backbone = make_backbone(name, **NETWORKS[name]).eval()
+    with torch.no_grad():
+        maps = backbone(torch.randn(1, 3, *size))
+    assert backbone.strides[-4:] == STRIDES
+    expected = [
+        (1, c, -(-size[0] // s), -(-size[1] // s))
+        for c, s in zip(backbone.channels, backbone.strides, strict=True)
+    ]
+    assert [tuple(m.shape) for m in maps] == expected
+    assert all(torch.isfinite(m).all() for m in maps)
+
+
+def test_maps_of_a_network_with_stages_are_timms() -> None:
+    torch.manual_seed(0)
+    backbone = make_backbone("resnet18").eval()
+    reference = timm.create_model("resnet18", features_only=True).eval()
+    reference.load_state_dict(backbone.network.state_dict())
+    x = torch.randn(1, 3, 75, 64)
+    with torch.no_grad():
+        pairs = list(zip(backbone(x), reference(x), strict=True))
+    assert backbone.channels == reference.feature_info.channels()
+    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
+def test_channels_come_first_where_timm_puts_them_last() -> None:
+    backbone = make_backbone("swin_tiny_patch4_window7_224", **SMALL_SWIN).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        pairs = list(zip(backbone(x), backbone.network(x), strict=True))
+    assert all(torch.equal(ours.permute(0, 2, 3, 1), theirs) for ours, theirs in pairs)
+
+
+@pytest.mark.parametrize("name", ["edgenext_xx_small", "vit_tiny_patch16_224"])
+def test_a_network_of_patches_sees_the_last_rows_and_columns(name: str) -> None:
+    """Without padding, pixels that make no whole patch would have no effect."""
+    backbone = make_backbone(name, **NETWORKS[name]).eval()
+    x = torch.randn(1, 3, 67, 67)
+    changed = x.clone()
+    changed[:, :, -1, -1] += 1
+    with torch.no_grad():
+        assert not torch.equal(backbone(x)[-1], backbone(changed)[-1])
+
+
+def test_simple_pyramid_keeps_the_map_and_its_place() -> None:
+    pyramid = SimplePyramid(32, 16)
+    assert pyramid.channels == [8, 16, 32, 32]
+    x = torch.randn(1, 32, 6, 4)
+    maps = pyramid(x)
+    normed = nn.functional.layer_norm(x.permute(0, 2, 3, 1), (32,), eps=1e-6).permute(0, 3, 1, 2)
+    torch.testing.assert_close(maps[2], normed)
+    assert torch.equal(maps[3], maps[2][..., ::2, ::2])
+    # transposed convolutions of side 2 and stride 2: one position of the map becomes a square of its own
+    moved = x.clone()
+    moved[..., 2, 1] += torch.randn(32)
+    for finer, reach in zip(pyramid(moved)[:2], (4, 2), strict=True):
+        differs = (finer != maps[0 if reach == 4 else 1]).any(1)[0]
+        rows, columns = torch.nonzero(differs, as_tuple=True)
+        assert set(rows.tolist()) == set(range(2 * reach, 3 * reach))
+        assert set(columns.tolist()) == set(range(reach, 2 * reach))
+
+
+@pytest.mark.parametrize("stride", STRIDES)
+def test_simple_pyramid_from_any_stride(stride: int) -> None:
+    side = 128 // stride
+    pyramid = SimplePyramid(16, stride)
+    maps = pyramid(torch.randn(1, 16, side, side))
+    assert [m.shape[2] for m in maps] == [32, 16, 8, 4]
+    assert [m.shape[1] for m in maps] == pyramid.channels
+
+
+def test_simple_pyramid_leaves_out_what_is_finer_than_asked() -> None:
+    backbone = make_backbone("vit_tiny_patch16_224", finest_stride=16, **SMALL_VIT)
+    assert (backbone.strides, backbone.channels) == ([16, 32], [48, 48])
+    assert [m.shape[2] for m in backbone(torch.randn(1, 3, 64, 64))] == [4, 2]
+    assert not [n for n, _ in backbone.named_parameters() if "pyramid.levels" in n]
+
+
+@pytest.mark.parametrize("window", [7, 10, 16])
+def test_window_is_the_callers(window: int) -> None:
+    backbone = make_backbone("emo_1m", window_size=window)
+    windows = {m.window for m in backbone.modules() if isinstance(m, WindowAttention)}
+    assert windows == {window}
+
+
+def test_errors_say_what_is_expected() -> None:
+    with pytest.raises(ValueError, match="no network is called 'emo_1'.*did you mean 'emo_1m'"):
+        make_backbone("emo_1")
+    with pytest.raises(ValueError, match="window_size is EMO's; 'resnet18' does not take it"):
+        make_backbone("resnet18", window_size=7)
+    with pytest.raises(ValueError, match="efficientvit_m0 has maps of strides 16, 32, 64; expected are 4, 8"):
+        make_backbone("efficientvit_m0")

@@ -1,0 +1,544 @@
+"""SSDLite, RetinaNet, Mask R-CNN: the published counts, anchors by hand, truth in and out, any backbone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
+
+from metamobile.models.detection import Detector, Raw, Target, select
+from metamobile.models.detectors import HEADS, create_detector
+from metamobile.models.mask_rcnn import BoxPredictor, paste_masks
+from metamobile.study.complexity import complexity
+
+BACKBONES = [
+    "emo_1m",
+    "emov2_1m",
+    "mobilenetv3_small_050",
+    "edgenext_xx_small",
+    "resnet18",
+    "vit_tiny_patch16_224",
+]
+SMALL: dict[str, Any] = {"depths": (1, 1, 2, 2), "window_size": 2, "drop_path_rate": 0.0}
+
+every_head = pytest.mark.parametrize("head", HEADS)
+one_stage = pytest.mark.parametrize("head", ["ssdlite", "retinanet"])
+
+
+def create(name: str, head: str, num_classes: int = 3, **args: Any) -> Any:
+    """Mask R-CNN with few proposals and narrow linear layers, which would take most of the time."""
+    torch.manual_seed(0)
+    model: Any = create_detector(name, head, num_classes, **args)
+    if head == "mask_rcnn":
+        model.rpn._post_nms_top_n = {"training": 100, "testing": 100}
+        model.roi_heads.fg_bg_sampler.batch_size_per_image = 32
+        model.roi_heads.box_head = TwoMLPHead(256 * 7 * 7, 32)
+        model.roi_heads.box_predictor = BoxPredictor(32, num_classes)
+    return model
+
+
+def small(head: str) -> Any:
+    return create("emo_1m", head, **SMALL)
+
+
+def target(boxes: list[list[float]], labels: list[int], size: tuple[int, int]) -> Target:
+    """Masks are the boxes, filled."""
+    masks = torch.zeros(len(boxes), *size)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
+        mask[int(y1) : int(y2), int(x1) : int(x2)] = 1
+    return {
+        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        "labels": torch.tensor(labels, dtype=torch.int64),
+        "masks": masks,
+    }
+
+
+def pictures(targets: list[Target], size: tuple[int, int]) -> Tensor:
+    """Grey, with each box in a colour of its class."""
+    images = torch.zeros(len(targets), 3, *size)
+    for image, one in zip(images, targets, strict=True):
+        for box, label in zip(one["boxes"].int().tolist(), one["labels"].tolist(), strict=True):
+            image[label % 3, box[1] : box[3], box[0] : box[2]] = 2
+    return images
+
+
+# --- the published counts ---
+
+PARAMETERS = [  # millions as printed, which is truncated. Source: tables of both papers and repositories
+    ("ssdlite", "emo_1m", "2.3"),
+    ("ssdlite", "emo_2m", "3.3"),
+    ("ssdlite", "emo_5m", "6.0"),
+    ("ssdlite", "emov2_1m", "2.4"),
+    ("ssdlite", "emov2_2m", "3.3"),
+    ("ssdlite", "emov2_5m", "6.0"),
+    ("ssdlite", "emov2_20m", "21.2"),
+    ("retinanet", "emo_1m", "10.4"),
+    ("retinanet", "emo_2m", "11.5"),
+    ("retinanet", "emo_5m", "14.4"),
+    ("retinanet", "emov2_1m", "10.5"),
+    ("retinanet", "emov2_2m", "11.5"),
+    ("retinanet", "emov2_5m", "14.4"),
+    ("retinanet", "emov2_20m", "29.8"),
+    ("mask_rcnn", "emo_5m", "24.8"),
+    ("mask_rcnn", "emov2_1m", "21.2"),
+    ("mask_rcnn", "emov2_2m", "22.1"),
+    ("mask_rcnn", "emov2_5m", "24.8"),
+    ("mask_rcnn", "emov2_20m", "39.8"),
+]
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def truncated(value: float, digits: int) -> str:
+    return f"{math.floor(value * 10**digits) / 10**digits:.{digits}f}"
+
+
+@pytest.mark.parametrize(("head", "name", "printed"), PARAMETERS)
+def test_parameters_are_the_published(head: str, name: str, printed: str) -> None:
+    assert truncated(parameters(create_detector(name, head, 80)) / 1e6, 1) == printed
+
+
+def test_parameters_of_ssdlite_emo_1m_exactly() -> None:
+    """Counted by hand from the structure, and with the backbone the published 2,311,980."""
+    channels = [80, 168, 512, 256, 256, 128]
+    norm = 2  # weight and bias of each channel
+    extra = 0
+    for before, after in zip(channels[1:-1], channels[2:], strict=True):
+        half = after // 2
+        extra += before * half + norm * half + 9 * half + norm * half + half * after + norm * after
+    heads = sum(
+        2 * (9 * c + norm * c) + (c + 1) * 6 * 81 + (c + 1) * 6 * 4  # depthwise + norm twice, classes, boxes
+        for c in channels
+    )
+    model = create_detector("emo_1m", "ssdlite", 80)
+    assert parameters(model) - parameters(model.backbone) == extra + heads
+    assert parameters(model) == 2_311_980
+
+
+class RawOnly(nn.Module):
+    """A detector up to its logits and box deltas, which is what counts of operations take."""
+
+    def __init__(self, detector: Any) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, x: Tensor) -> Raw:
+        return self.detector.raw(x)
+
+
+def meta(name: str, head: str, window: int) -> nn.Module:
+    """On the device that computes shapes only."""
+    return RawOnly(create_detector(name, head, 80, window_size=window)).to("meta").eval()
+
+
+def multiply_adds(model: nn.Module, size: tuple[int, int]) -> dict[str, float]:
+    """Billions, by operation."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, *size, device="meta"))
+    return {str(op): count / 2e9 for op, count in counter.get_flop_counts()["Global"].items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "window", "printed"), [("emo_1m", 7, 0.6), ("emo_2m", 7, 0.9), ("emo_5m", 10, 1.8)]
+)
+def test_flops_of_ssdlite_emo(name: str, window: int, printed: float) -> None:
+    """EMO's rows are the convolutions alone, rounded: without norms and without attention's products."""
+    counts = multiply_adds(meta(name, "ssdlite", window), (320, 320))
+    assert round(counts["aten.convolution"], 1) == printed
+
+
+@pytest.mark.parametrize(
+    ("name", "at_320", "at_512"),
+    [
+        ("emov2_1m", "0.7", "2.3"),
+        ("emov2_2m", "1.2", "4.0"),
+        ("emov2_5m", "2.4", "8.0"),
+        ("emov2_20m", "9.1", "30.3"),
+    ],
+)
+def test_flops_of_ssdlite_emov2(name: str, at_320: str, at_512: str) -> None:
+    """EMOv2's rows count attention and norms, truncated; windows of 10."""
+    model = meta(name, "ssdlite", 10)
+    for size, printed in ((320, at_320), (512, at_512)):
+        assert truncated(complexity(model, size)[0].flops_paper / 1e9, 1) == printed
+
+
+@pytest.mark.parametrize(
+    ("name", "window", "printed"), [("emo_1m", 7, "163"), ("emo_2m", 7, "167"), ("emo_5m", 10, "178")]
+)
+def test_flops_of_retinanet_emo(name: str, window: int, printed: str) -> None:
+    """1333x800, attention counted. EMOv2's rows and Mask R-CNN's have an input that is not stated."""
+    total = sum(multiply_adds(meta(name, "retinanet", window), (800, 1333)).values())
+    assert truncated(total, 0) == printed
+
+
+# --- anchors, in pixels ---
+
+
+def centred(x: float, y: float, width: float, height: float) -> list[float]:
+    return [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
+
+
+@pytest.mark.parametrize(("size", "cells"), [(320, [20, 10, 5, 3, 2, 1]), (512, [32, 16, 8, 4, 2, 1])])
+def test_anchors_of_ssdlite(size: int, cells: list[int]) -> None:
+    raw = small("ssdlite").eval().raw(torch.zeros(1, 3, size, size))
+    assert raw.levels == [6 * n * n for n in cells]
+    assert raw.logits.shape == (1, sum(raw.levels), 4)  # three classes and the background
+    levels = raw.anchors.split(raw.levels)
+    cell = [
+        centred(8, 8, 48, 48),
+        centred(8, 8, math.sqrt(48 * 100), math.sqrt(48 * 100)),
+        centred(8, 8, 48 * math.sqrt(2), 48 / math.sqrt(2)),
+        centred(8, 8, 48 / math.sqrt(2), 48 * math.sqrt(2)),
+        centred(8, 8, 48 * math.sqrt(3), 48 / math.sqrt(3)),
+        centred(8, 8, 48 / math.sqrt(3), 48 * math.sqrt(3)),
+    ]
+    torch.testing.assert_close(levels[0][:6], torch.tensor(cell), atol=1e-3, rtol=0)
+    # the next cell to the right, then the next row
+    torch.testing.assert_close(levels[0][6], torch.tensor(centred(24, 8, 48, 48)), atol=1e-3, rtol=0)
+    below = levels[0][6 * cells[0]]
+    torch.testing.assert_close(below, torch.tensor(centred(8, 24, 48, 48)), atol=1e-3, rtol=0)
+    squares = [(48, 100), (100, 150), (150, 202), (202, 253), (253, 304), (304, 320)]
+    for level, stride, (low, high) in zip(levels, [16, 32, 64, 107, 160, 320], squares, strict=True):
+        mean = math.sqrt(low * high)
+        first = torch.tensor(
+            [centred(stride / 2, stride / 2, s, s) for s in (low, mean)], dtype=torch.float32
+        )
+        torch.testing.assert_close(level[:2], first, atol=1e-3, rtol=0)
+
+
+def test_anchors_of_ssdlite_keep_their_shape_in_a_wide_picture() -> None:
+    raw = small("ssdlite").eval().raw(torch.zeros(1, 3, 96, 200))
+    sides = raw.anchors[:, 2:] - raw.anchors[:, :2]
+    torch.testing.assert_close(sides[0], torch.tensor([48.0, 48.0]), atol=1e-3, rtol=0)
+    assert raw.levels[0] == 6 * 6 * 13
+
+
+def test_anchors_of_retinanet() -> None:
+    raw = small("retinanet").eval().raw(torch.zeros(1, 3, 100, 200))  # padded to 128x224
+    cells = [(16, 28), (8, 14), (4, 7), (2, 4), (1, 2)]
+    assert raw.levels == [9 * h * w for h, w in cells]
+    for level, stride in zip(raw.anchors.split(raw.levels), [8, 16, 32, 64, 128], strict=True):
+        expected = []
+        for ratio in (0.5, 1, 2):  # height to width
+            for side in (4 * stride, 4 * stride * 2 ** (1 / 3), 4 * stride * 2 ** (2 / 3)):
+                expected.append(centred(0, 0, side / math.sqrt(ratio), side * math.sqrt(ratio)))
+        torch.testing.assert_close(level[:9], torch.tensor(expected), atol=1e-3, rtol=0)
+        # fixed strides: four cells of stride 64 lie 64 pixels apart, not 224 // 4
+        torch.testing.assert_close(level[9:18, 0] - level[:9, 0], torch.full((9,), float(stride)))
+
+
+def test_anchors_of_mask_rcnn() -> None:
+    model = small("mask_rcnn")
+    cells = model.rpn.anchor_generator.cell_anchors
+    assert [c.shape for c in cells] == [(3, 4)] * 5
+    for cell, side in zip(cells, [32, 64, 128, 256, 512], strict=True):
+        torch.testing.assert_close(cell[1], torch.tensor(centred(0, 0, side, side)))
+
+
+# --- truth in, truth out ---
+
+
+def oracle(raw: Raw, targets: list[Target], background: int, variances: tuple[float, float]) -> Raw:
+    """The answer of a perfect network: anchors that overlap a box by half say it, with certainty.
+
+    The code of a box is written here as the papers have it: offsets of the centre in sides of the anchor, and
+    logarithms of the ratios of sides, each over its variance.
+    """
+    logits = torch.full_like(raw.logits, -30.0)
+    logits[..., :background] = 30.0
+    deltas = torch.zeros_like(raw.deltas)
+    ax1, ay1, ax2, ay2 = raw.anchors.unbind(1)
+    for b, one in enumerate(targets):
+        for (x1, y1, x2, y2), label in zip(one["boxes"].tolist(), one["labels"].tolist(), strict=True):
+            wide = (ax2.clamp(max=x2) - ax1.clamp(min=x1)).clamp(min=0)
+            tall = (ay2.clamp(max=y2) - ay1.clamp(min=y1)).clamp(min=0)
+            both = wide * tall
+            overlap = both / ((ax2 - ax1) * (ay2 - ay1) + (x2 - x1) * (y2 - y1) - both)
+            mine = (overlap >= 0.5) | (overlap == overlap.max())
+            logits[b, mine] = -30.0
+            logits[b, mine, background + label] = 30.0
+            code = [
+                ((x1 + x2) / 2 - (ax1 + ax2) / 2) / (ax2 - ax1) / variances[0],
+                ((y1 + y2) / 2 - (ay1 + ay2) / 2) / (ay2 - ay1) / variances[0],
+                ((x2 - x1) / (ax2 - ax1)).log() / variances[1],
+                ((y2 - y1) / (ay2 - ay1)).log() / variances[1],
+            ]
+            deltas[b, mine] = torch.stack(code, 1)[mine]
+    return raw._replace(logits=logits, deltas=deltas)
+
+
+@one_stage
+def test_a_perfect_answer_has_no_loss_and_decodes_to_the_truth(head: str, monkeypatch: Any) -> None:
+    size = (200, 160)
+    truth = [
+        target([[10, 20, 60, 70], [70, 90, 150, 190]], [0, 2], size),
+        target([], [], size),
+        target([[3, 100, 90, 199]], [1], size),
+    ]
+    images = torch.zeros(3, 3, *size)
+    model = small(head).eval()
+    background, variances = (1, (0.1, 0.2)) if head == "ssdlite" else (0, (1.0, 1.0))
+    perfect = oracle(model.raw(images), truth, background, variances)
+    monkeypatch.setattr(model, "raw", lambda x: perfect)
+    for name, loss in model.losses(images, truth).items():
+        assert loss.item() == pytest.approx(0, abs=1e-4), name
+    for found, one in zip(model.detect(images), truth, strict=True):
+        order = found["labels"].argsort()
+        torch.testing.assert_close(found["boxes"][order], one["boxes"], atol=0.01, rtol=0)
+        assert found["labels"][order].tolist() == one["labels"].tolist()
+        assert (found["scores"] > 0.99).all()
+    # shown the classes in another order, the same answer is wrong
+    other = [{**one, "labels": 2 - one["labels"]} for one in truth]
+    assert model.losses(images, other)["classification"].item() > 1
+
+
+def test_mask_rcnn_numbers_classes_from_0_outside() -> None:
+    size = (96, 96)
+    model = small("mask_rcnn").eval()
+    predictor, masks = model.roi_heads.box_predictor, model.roi_heads.mask_predictor.mask_fcn_logits
+    for layer in (predictor.cls_score, predictor.bbox_pred, masks):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    with torch.no_grad():
+        predictor.cls_score.bias[1] = 20  # the first class, after the background
+        masks.bias.fill_(-20)
+        masks.bias[0] = 20  # its mask
+    (found,) = model(torch.randn(1, 3, *size))
+    assert len(found["labels"]) > 0
+    assert (found["labels"] == 0).all()
+    assert found["masks"].shape == (len(found["labels"]), *size)
+    assert found["masks"].dtype == torch.bool
+    rows = torch.arange(96)[:, None] + 0.5
+    columns = torch.arange(96)[None] + 0.5
+    for (x1, y1, x2, y2), mask in zip(found["boxes"].tolist(), found["masks"], strict=True):
+        inside = (columns > x1) & (columns < x2) & (rows > y1) & (rows < y2)
+        far = (columns < x1 - 3) | (columns > x2 + 3) | (rows < y1 - 3) | (rows > y2 + 3)
+        core = inside & (columns > x1 + 3) & (columns < x2 - 3) & (rows > y1 + 3) & (rows < y2 - 3)
+        assert mask[core].all()
+        assert not mask[far].any()
+    model.train()
+    losses = [
+        model(torch.zeros(2, 3, *size), [target([[8, 8, 80, 80]], [label], size)] * 2) for label in (0, 1)
+    ]
+    assert losses[0]["masks"] < losses[1]["masks"] / 2
+    assert losses[0]["classification"] < losses[1]["classification"]
+
+
+def test_masks_are_pasted_at_any_size() -> None:
+    half = torch.zeros(1, 28, 28)
+    half[:, :, 14:] = 1  # the right half of the box
+    (mask,) = paste_masks(half, torch.tensor([[20.0, 10.0, 60.0, 50.0]]), (100, 200))
+    assert mask.shape == (100, 200)
+    assert mask[12:48, 43:58].all()
+    assert not mask[:, :37].any()
+    assert not mask[55:].any()
+
+
+def test_losses_of_retinanet_count_the_batch() -> None:
+    """An empty picture beside it does not halve what a box counts."""
+    size = (96, 96)
+    model = small("retinanet").eval()
+    images = torch.randn(2, 3, *size)
+    alone = model.losses(images[:1], [target([[8, 8, 80, 80]], [1], size)])
+    beside = model.losses(images, [target([[8, 8, 80, 80]], [1], size), target([], [], size)])
+    torch.testing.assert_close(alone["boxes"], beside["boxes"])
+    assert beside["classification"] > alone["classification"]
+
+
+# --- learning ---
+
+
+@every_head
+def test_gradients_reach_every_parameter(head: str) -> None:
+    side = 320 if head == "ssdlite" else 96  # a head of SSDLite learns from boxes of its level's size
+    sides = [s for s in (20, 48, 75, 100, 150, 202, 253, 304) if s < side]
+    truth = [
+        target([[5, 5, 5 + s, 5 + s] for s in sides], [0] * len(sides), (side, side)),
+        target([], [], (side, side)),
+        target([[1, side - s, s, side - 1] for s in sides], [2] * len(sides), (side, side)),
+    ]
+    model = small(head).train()
+    losses = model(torch.randn(3, 3, side, side), truth)
+    assert all(torch.isfinite(loss) and loss.ndim == 0 for loss in losses.values())
+    sum(losses.values()).backward()
+    missing = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    # keys' biases shift all scores of a query alike, which softmax does not see
+    assert [n for n in missing if not n.endswith("qk.bias")] == []
+
+
+@every_head
+def test_loss_falls_on_one_picture(head: str) -> None:
+    size = (64, 64)
+    truth = [target([[8, 12, 56, 60]], [1], size)] * 2
+    images = pictures(truth, size)
+    model = small(head).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3 if head == "ssdlite" else 2e-4)
+    totals = []
+    for _ in range(12):
+        loss = sum(model(images, truth).values())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        totals.append(loss.item())
+    assert sum(totals[-3:]) / 3 < 0.6 * totals[0]
+
+
+@every_head
+def test_pictures_without_objects(head: str) -> None:
+    size = (64, 64)
+    model = small(head).train()
+    losses = model(torch.randn(2, 3, *size), [target([], [], size)] * 2)
+    total = sum(losses.values())
+    total.backward()
+    assert torch.isfinite(total)
+    assert losses["boxes"] == 0
+
+
+# --- any backbone, any size, exported ---
+
+
+@every_head
+@pytest.mark.parametrize("name", BACKBONES)
+def test_any_backbone(name: str, head: str) -> None:
+    size = (70, 97)
+    model = create(name, head, 5)
+    truth = [target([[8, 12, 60, 64], [30, 2, 95, 40]], [4, 0], size), target([[0, 0, 97, 70]], [2], size)]
+    losses = model.train()(torch.randn(2, 3, *size), truth)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    model.eval().set_thresholds(score=0.0)
+    for found in model(torch.randn(2, 3, *size) * 3):
+        boxes = found["boxes"]
+        assert 0 < len(boxes) <= (200 if head == "ssdlite" else 100)
+        assert boxes.shape == (len(found["labels"]), 4)
+        assert (boxes[:, :2] >= 0).all()
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+        assert (boxes[:, 2] <= 97).all()
+        assert (boxes[:, 3] <= 70).all()
+        assert (found["labels"] >= 0).all()
+        assert (found["labels"] < 5).all()
+        assert (found["scores"].diff() <= 0).all()
+
+
+@every_head
+def test_thresholds_can_be_set(head: str) -> None:
+    model = small(head).eval()
+    model.set_thresholds(score=0.0, iou=0.99, limit=7)
+    images = torch.randn(1, 3, 64, 64)
+    assert len(model(images)[0]["boxes"]) == 7
+    model.set_thresholds(score=1.0)
+    assert len(model(images)[0]["boxes"]) == 0
+
+
+def test_select_suppresses_within_a_class() -> None:
+    boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30], [5, 5, 5, 9]], dtype=torch.float32)
+    scores = torch.tensor([[0.9, 0.0], [0.8, 0.7], [0.3, 0.01], [0.99, 0.0]])
+    found = select(boxes, scores, levels=[1, 3], score_thresh=0.02, nms_thresh=0.5, limit=10)
+    assert found["labels"].tolist() == [0, 1, 0]  # the second as another class; the last has no area
+    assert found["boxes"].tolist() == boxes[[0, 1, 2]].tolist()
+    torch.testing.assert_close(found["scores"], torch.tensor([0.9, 0.7, 0.3]))
+
+
+@one_stage
+def test_half_precision_keeps_boxes_exact(head: str) -> None:
+    model = small(head).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        raw = model.raw(torch.randn(1, 3, 96, 96))
+    assert {raw.logits.dtype, raw.deltas.dtype, raw.anchors.dtype} == {torch.float32}
+
+
+class Dense(nn.Module):
+    def __init__(self, detector: Any) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.detector.dense(x)
+
+
+@one_stage
+def test_dense_answers_can_be_exported(head: str) -> None:
+    model = small(head).eval()
+    images = torch.randn(1, 3, 96, 128)
+    exported = torch.export.export(Dense(model), (images,)).module()
+    other = torch.randn(1, 3, 96, 128)
+    for ours, theirs in zip(model.dense(other), exported(other), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+# --- errors ---
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "words"),
+    [
+        (
+            "emo_1m",
+            "deeplabv3",
+            "head is called 'deeplabv3'; known are ssdlite, retinanet, mask_rcnn",
+        ),
+        ("emo_1m", "maskrcnn", "did you mean 'mask_rcnn'?"),
+        ("emo_1n", "ssdlite", "did you mean 'emo_1m'?"),
+    ],
+)
+def test_a_wrong_pair_names_what_exists(name: str, head: str, words: str) -> None:
+    with pytest.raises(ValueError, match=r".") as error:
+        create_detector(name, head, 3)
+    assert words in str(error.value)
+
+
+@every_head
+def test_a_network_without_the_maps(head: str) -> None:
+    with pytest.raises(ValueError, match="expected are 4, 8, 16, 32"):
+        create_detector("resnet18", head, 3, output_stride=16)
+
+
+def test_no_classes() -> None:
+    with pytest.raises(ValueError, match="num_classes is 0; a detector needs 1 or more"):
+        create_detector("emo_1m", "ssdlite", 0)
+
+
+def broken(**change: Tensor) -> list[Target]:
+    good = target([[8, 8, 30, 30]], [1], (64, 64))
+    return [good, {**good, **change}]  # type: ignore[typeddict-item]
+
+
+@every_head
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        (None, "training needs targets"),
+        (broken()[:1], "there are 1 targets for 2 pictures"),
+        (broken(boxes=torch.zeros(4)), r"target 1 has boxes \(4,\)"),
+        (broken(boxes=torch.tensor([[8.0, 8, 8, 30]])), r"target 1 has the box \[8.0, 8.0, 8.0, 30.0\]"),
+        (broken(boxes=torch.tensor([[8.0, 8, float("nan"), 30]])), "target 1 has the box"),
+        (broken(labels=torch.tensor([3])), "target 1 has the label 3; 3 classes are numbered 0 to 2"),
+        (broken(labels=torch.tensor([-1])), "target 1 has the label -1"),
+    ],
+)
+def test_targets_that_cannot_be_learned_from(head: str, targets: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        small(head).train()(torch.zeros(2, 3, 64, 64), targets)
+
+
+def test_mask_rcnn_needs_masks() -> None:
+    without: list[Target] = [{"boxes": t["boxes"], "labels": t["labels"]} for t in broken()]
+    with pytest.raises(ValueError, match="target 0 has masks None; expected is .* head='ssdlite'"):
+        small("mask_rcnn").train()(torch.zeros(2, 3, 64, 64), without)
+
+
+def test_ssdlite_needs_two_pictures() -> None:
+    with pytest.raises(ValueError, match="SSDLite trains on 2 pictures a batch or more"):
+        small("ssdlite").train()(torch.zeros(1, 3, 64, 64), broken()[:1])
+
+
+def test_heads_know_their_names() -> None:
+    assert all(issubclass(head, Detector) and head.head_name == name for name, head in HEADS.items())
