@@ -61,7 +61,7 @@ def teacher_top1(path: Path, data: str, classes: list[str]) -> float:
     """In %, on the validation pictures at the side it teaches at, among the student's classes."""
     record = Preprocess(size=(TEACHER_SIDE, TEACHER_SIDE))
     teacher = load_teacher(str(path), classes, record, TEACHER_SIDE)
-    samples, right = eval_samples(data, classes), 0
+    (samples, _), right = eval_samples(data, classes), 0
     for start in range(0, len(samples), 64):
         chunk = samples[start : start + 64]
         pictures = [torch.from_numpy(preprocess(read_picture(s.path), record)) for s in chunk]
