@@ -498,7 +498,7 @@ def test_torch_hub_without_the_package(tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "anna_metamobile_main").symlink_to(ROOT)
     values = {
-        "source": Path(metamobile.__file__).parents[1],
+        "source": ROOT / "src",
         "cache": tmp_path / "cache",
         "root": ROOT,
         "run": run,
