@@ -268,6 +268,7 @@ def test_an_existing_folder_is_safe(straight: Path, pictures: Path, tmp_path: Pa
     ("settings", "words"),
     [
         (["model.window_size=7"], "of attention's tokens are padding"),
+        (["distill.tau=2"], "without effect: distill.tau, as distill.teacher names none"),
         (["augment.color_jitter=0.4"], "without effect: augment.color_jitter"),
         (["ema.enabled=false", "ema.decay=0.5"], "without effect: ema.decay, as ema.enabled is false"),
         (["ema.decay=0.9998"], "too short a run for 0.9998"),

@@ -105,6 +105,9 @@ def without_effect(
         yield "augment.color_jitter, as augment.auto_augment takes its place in timm's transform"
     if "betas" not in optimizer.defaults and recipe.optim.betas != default.optim.betas:
         yield f"optim.betas, as {recipe.optim.name} has none"
+    for key in ("weight", "tau", "size"):
+        if not recipe.distill.teacher and getattr(recipe.distill, key) != getattr(default.distill, key):
+            yield f"distill.{key}, as distill.teacher names none"
     if recipe.model.window_size is not None and not isinstance(model, EMO):
         yield f"model.window_size, as {recipe.model.name} has no windows to set"
     if recipe.data.drop_bad and not recipe.data.check:

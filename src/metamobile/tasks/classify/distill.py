@@ -63,9 +63,8 @@ def match_classes(card: Card, classes: Sequence[str]) -> list[int]:
 
     Errors: ValueError for a class that the teacher does not know, with the nearest name.
     """
-    names = {
-        name: i for i, name in enumerate(card.names) if card.names.count(name) == 1
-    }  # not ImageNet's cranes
+    # a readable name that two classes share says nothing
+    names = {name: i for i, name in enumerate(card.names) if card.names.count(name) == 1}
     place = names | {name: i for i, name in enumerate(card.classes)}
     for name in classes:
         if name not in place:
