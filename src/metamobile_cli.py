@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import Argument, Option
@@ -33,10 +33,13 @@ study = typer.Typer(help="What the papers claim about the block, measured.")
 app.add_typer(study, name="study")
 
 MODEL = Argument(metavar="MODEL", help="Run folder, model file, exported file or weights by name.")
-DATA = Option(metavar="FOLDER", help="Pictures in class folders; or: shapes.")
+DATA = Option(metavar="DATA", help="Folder of pictures with classes, boxes or masks; or: shapes.")
+TASK = Option(metavar="NAME", help="classify, detect or segment.")
 SIZE = Option(metavar="PX", help="Input size in pixels: 128, or 96,160 (height,width).")
 BATCH_SIZE = Option(metavar="N", min=1, help="Pictures at a time.")
 WORKERS = Option(metavar="N", min=0, help="Readers of pictures beside the network; 0: none.")
+IOU = Option(min=0, max=1, metavar="SHARE", help="Of a detector: overlap at which the worse box is dropped.")
+SLIDE = Option(min=32, metavar="PX", help="Of a segmenter: answer in overlapping windows of this side.")
 DEVICE = Option(metavar="NAME", help="Where to compute: auto, cpu, cuda or mps.")
 
 
@@ -130,14 +133,15 @@ def models(
 
 @app.command()
 def check(
-    data: Annotated[str, Argument(metavar="DATA", help="Folder with a folder for each class.")],
+    data: Annotated[str, Argument(metavar="DATA", help="Folder of pictures with classes, boxes or masks.")],
+    task: Annotated[str | None, TASK] = None,
     workers: Annotated[int, Option(metavar="N", min=0, help="Readers of pictures; 0: one a core.")] = 0,
 ) -> None:
-    """Read every picture of a data set and name each bad file. Exit code 1 if there is one."""
-    from metamobile.data.inspect import inspect_folder
+    """Read every file of a data set and name each bad one. Exit code 1 if there is one."""
     from metamobile.show import print_table
+    from metamobile.tasks.look import check
 
-    inspection = inspect_folder(data, workers=workers)
+    inspection = check(data, task=task, workers=workers)
     print(inspection.summary())
     rows = [[problem.kind, str(problem.path), problem.detail] for problem in inspection.problems]
     print_table("", ["problem", "file", "detail"], rows)
@@ -148,6 +152,10 @@ def check(
 def train(
     name: Annotated[str | None, Argument(metavar="NAME", help="Network, such as emo_1m.")] = None,
     data: Annotated[str | None, DATA] = None,
+    task: Annotated[str | None, TASK] = None,
+    head: Annotated[
+        str | None, Option(metavar="NAME", help="Of a detector or segmenter: ssdlite, deeplabv3, ...")
+    ] = None,
     recipe: Annotated[str | None, Option(metavar="NAME|FILE", help="Recipe to start from.")] = None,
     out: Annotated[Path | None, Option(metavar="RUN", help="Run folder to write.")] = None,
     epochs: Annotated[int | None, Option(metavar="N", min=1, help="Times through the data.")] = None,
@@ -176,6 +184,8 @@ def train(
         run = train(
             name,
             data,
+            task=task,
+            head=head,
             recipe=recipe,
             out=out,
             epochs=epochs,
@@ -199,31 +209,22 @@ def evaluate(
     model: Annotated[str, MODEL],
     data: Annotated[str, DATA],
     json: Annotated[Path | None, Option(metavar="FILE", help="Write all figures as JSON.")] = None,
+    iou: Annotated[float | None, IOU] = None,
+    slide: Annotated[int | None, SLIDE] = None,
     batch_size: Annotated[int, BATCH_SIZE] = 64,
     workers: Annotated[int, WORKERS] = 0,
     device: Annotated[str, DEVICE] = "auto",
 ) -> None:
-    """Measure a model on a folder of pictures: top-1, top-5, loss, and each class."""
+    """Measure a model on a data set: its task's figures, and those of each class."""
     from metamobile.inference.evaluate import evaluate
-    from metamobile.show import print_table
+    from metamobile.show import print_figures
 
-    figures = evaluate(model, data, json=json, batch_size=batch_size, device=device, workers=workers)
-    per_class = figures["per_class"]
-    headline = f"top-1 {figures['top1']:.2f} %   top-5 {figures['top5']:.2f} %   loss {figures['loss']:.4f}"
-    print(f"{headline}   {figures['pictures']:,} pictures")
-    remark(f"validation pictures: {figures['split']}")
-    print_table(
-        "Classes, lowest recall first",
-        ["class", ">pictures", ">recall %", ">precision %", ">F1 %"],
-        [
-            [
-                name,
-                f"{entry['support']:,}",
-                *(f"{100 * entry[key]:.1f}" for key in ("recall", "precision", "f1")),
-            ]
-            for name, entry in sorted(per_class.items(), key=lambda item: item[1]["recall"])
-        ],
+    options = given(iou=iou, slide=slide)
+    figures = evaluate(
+        model, data, json=json, batch_size=batch_size, device=device, workers=workers, **options
     )
+    print_figures(figures)
+    remark(f"validation pictures: {figures['split']}")
 
 
 @app.command()
@@ -236,12 +237,19 @@ def predict(
     out: Annotated[Path | None, Option(metavar="DIR", help="Write annotated pictures here.")] = None,
     json: Annotated[Path | None, Option(metavar="FILE", help="Write the answers as JSON.")] = None,
     csv: Annotated[Path | None, Option(metavar="FILE", help="Write the answers as CSV.")] = None,
-    top: Annotated[int, Option(metavar="N", min=1, help="Answers a picture.")] = 5,
+    top: Annotated[
+        int | None, Option(metavar="N", min=1, help="Of a classifier: answers a picture, 5 unless given.")
+    ] = None,
+    conf: Annotated[
+        float | None, Option(min=0, max=1, metavar="SHARE", help="Of a detector: the lowest score, 0.25.")
+    ] = None,
+    iou: Annotated[float | None, IOU] = None,
+    slide: Annotated[int | None, SLIDE] = None,
     batch_size: Annotated[int, BATCH_SIZE] = 32,
     workers: Annotated[int, WORKERS] = 1,
     device: Annotated[str, DEVICE] = "auto",
 ) -> None:
-    """Name pictures. A broken one is named and passed over; the exit code is then 1."""
+    """Answer for pictures: classes, boxes or masks. A broken one is named and passed over; exit code 1 then."""
     model, pictures = split_model(model, pictures or [])
     from metamobile.inference.predict import predict
     from metamobile.show import print_answers
@@ -252,12 +260,12 @@ def predict(
         out=out,
         json=json,
         csv=csv,
-        top=top,
         batch_size=batch_size,
         device=device,
         workers=workers,
+        **given(top=top, conf=conf, iou=iou, slide=slide),
     )
-    print_answers(predictions.results)
+    print_answers(predictions.task, predictions.results)
     for failure in predictions.failures:
         complain(str(failure))
     for path in (out, json, csv):
@@ -341,6 +349,11 @@ def study_criteria(
         print_table(title, columns, rows)
     if out:
         remark(f"wrote {out / 'criteria.json'}")
+
+
+def given(**options: object) -> dict[str, Any]:
+    """Those that are not None."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def split_commas(values: Sequence[str]) -> list[str]:

@@ -23,9 +23,10 @@ from metamobile.data.shapes import write_folder
 from metamobile.models.create import create_model, resolved_args
 from metamobile.training.finetune import classifier_prefixes, load_pretrained, set_learning
 from metamobile.training.loop import Interrupted, Loop
+from metamobile.training.optimizer import make_optimizer
 from metamobile.training.progress import Reporter
 from metamobile.training.recipe import Recipe
-from metamobile.training.train import _optimizer, train
+from metamobile.training.train import train
 from metamobile.weights.card import Card
 from metamobile.weights.file import load_weights, save_weights
 from small_training import TINY_ARGS, assert_same_run, interrupt_after, metrics, run_training
@@ -71,7 +72,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def rates(model: nn.Module, recipe: Recipe) -> dict[str, float]:
     """`lr_scale` of each parameter; each lies in exactly one group."""
-    groups = _optimizer(model, recipe).param_groups
+    groups = make_optimizer(model, recipe).param_groups
     held = [(id(p), group.get("lr_scale", 1.0)) for group in groups for p in group["params"]]
     assert sorted(key for key, _ in held) == sorted(id(p) for p in model.parameters())
     return {name: dict(held)[id(p)] for name, p in model.named_parameters()}
@@ -120,7 +121,7 @@ def test_each_layer_of_a_transplant_learns_slower_than_the_next(name: str, order
 def test_no_layer_decay_is_one_rate() -> None:
     model = create_model("emo_1m", num_classes=3)
     for setting in ("1", "null"):
-        optimizer = _optimizer(model, Recipe().override([f"optim.layer_decay={setting}"]))
+        optimizer = make_optimizer(model, Recipe().override([f"optim.layer_decay={setting}"]))
         assert len(optimizer.param_groups) == 2  # with and without weight decay
         assert not any("lr_scale" in group for group in optimizer.param_groups)
 
@@ -128,7 +129,7 @@ def test_no_layer_decay_is_one_rate() -> None:
 def test_layer_decay_keeps_vectors_from_decaying() -> None:
     model = create_model("emov2_1m", num_classes=3)
     recipe = Recipe().override(["optim.layer_decay=0.7", "optim.weight_decay=0.3"])
-    for group in _optimizer(model, recipe).param_groups:
+    for group in make_optimizer(model, recipe).param_groups:
         assert {group["weight_decay"]} == {0.3 if p.dim() > 1 else 0.0 for p in group["params"]}
 
 
@@ -257,7 +258,7 @@ def test_two_processes_freeze_alike(pictures: Path, weights: Path, tmp_path: Pat
 def test_a_parameter_that_never_learns_stays_so() -> None:
     model = tiny_model(num_classes=3)
     model.norm.bias.requires_grad_(False)
-    optimizer = _optimizer(model, Recipe())
+    optimizer = make_optimizer(model, Recipe())
     for alone in (True, False):
         set_learning(model.train(), optimizer, classifier_alone=alone)
         learning = {name for name, p in model.named_parameters() if p.requires_grad}

@@ -31,7 +31,7 @@ from imagenet_tree import (
 from metamobile.data.folder import class_names, eval_samples, open_folder
 from metamobile.data.inspect import inspect_folder
 from metamobile.errors import DataError
-from metamobile.tasks.classify.results import Metric
+from metamobile.tasks.classify.metric import Metric
 from metamobile.weights.card import read_card
 
 NAMES = ["tench", "goldfish", "crane (n02012849)", "crane (n03126707)"]

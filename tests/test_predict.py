@@ -21,9 +21,10 @@ from metamobile.data.pictures import read_picture
 from metamobile.data.preprocess import preprocess
 from metamobile.deploy.onnx import export_onnx
 from metamobile.errors import DataError, PictureError
-from metamobile.inference.evaluate import evaluate, held_out
+from metamobile.inference.evaluate import evaluate
 from metamobile.inference.model import load
 from metamobile.inference.predict import predict
+from metamobile.tasks.classify.data import eval_samples
 from small_model import CLASSES, make_card, make_network, make_run, write_pictures
 
 
@@ -180,7 +181,7 @@ def test_evaluate_never_measures_on_pictures_that_were_trained_on(tmp_path: Path
     broken = break_picture(tmp_path / "data" / "ants" / "003.png")
     without = open_folder(tmp_path / "data", val_fraction=0.25, seed=0, exclude=[broken])
     card = make_card(make_network(), data=str(tmp_path / "data"), drop_bad=True)
-    assert held_out(card, tmp_path / "data") == (without.val, without.split)
+    assert eval_samples(tmp_path / "data", card) == (without.val, without.split)
     (tmp_path / "data" / "wasps").mkdir()
     write_pictures(tmp_path / "data" / "wasps", 3)
     with pytest.raises(DataError, match="its classes are no longer those of the model"):
@@ -258,6 +259,6 @@ def test_the_trained_folder_is_known_wherever_it_lies(tmp_path: Path) -> None:
     """A relative path in the recipe means nothing in another working folder; the folder's name does."""
     for seed, name in enumerate(CLASSES):
         write_pictures(tmp_path / "far" / "pets" / name, 8, seed=seed)
-    samples, split = held_out(make_card(make_network(), data="pets"), tmp_path / "far" / "pets")
+    samples, split = eval_samples(tmp_path / "far" / "pets", make_card(make_network(), data="pets"))
     assert samples == open_folder(tmp_path / "far" / "pets", val_fraction=0.25, seed=0).val
     assert "of each class held out with seed 0" in split

@@ -56,6 +56,10 @@ def test_the_papers_recipe() -> None:
         ("run.batch_size=64.0", "run.batch_size", 64),
         ("schedule.warmup_epochs=2", "schedule.warmup_epochs", 2.0),
         ("model.args.partition=contiguous", "model.args", {"partition": "contiguous"}),
+        ("data.val_size=[512, 2048]", "data.val_size", [512, 2048]),
+        ("data.classes=cat,dog", "data.classes", ["cat", "dog"]),
+        ("loss.class_weights=null", "loss.class_weights", None),
+        ("schedule.warmup_steps=1.5e3", "schedule.warmup_steps", 1500),
         ("model.args.layer_scale=1e-6", "model.args", {"layer_scale": 1e-6}),
     ],
 )
@@ -149,6 +153,22 @@ def test_lists_in_overrides_by_commas() -> None:
     ("setting", "words"),
     [
         ("data.interpolation=bicubc", "did you mean 'bicubic'"),
+        (
+            "data.fit=strech",
+            "data.fit is 'strech'; expected crop or stretch or inside; did you mean 'stretch'",
+        ),
+        ("data.val_size=[1, 2, 3]", "expected 2 numbers"),
+        ("data.classes=[cat, 7]", r"data.classes\[1\] is 7; expected text"),
+        ("data.ignore=-1", "expected at least 0"),
+        ("augment.resize=[2]", "expected 2 numbers"),
+        ("augment.resize=[0, 2]", r"augment.resize is \[0.0, 2.0\]; expected 0.01 to 100"),
+        ("augment.crop_most=0", "expected 0.01 to 1"),
+        ("augment.mosaic=1.5", "expected 0 to 1"),
+        ("model.frozen_stages=6", "expected 0 to 5"),
+        ("optim.head_lr=0", "expected at least"),
+        ("schedule.name=cosin", "expected cosine or poly or flat_cosine; did you mean 'cosine'"),
+        ("schedule.warmup_steps=0.5", "expected whole number or null"),
+        ("loss.class_weights=sqr", "expected null or sqrt; did you mean 'sqrt'"),
         ("model.drop_path_rate=2", "expected 0 to 0.99"),
     ],
 )

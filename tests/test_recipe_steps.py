@@ -19,16 +19,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from metamobile.data.folder import FolderData
 from metamobile.data.preprocess import Preprocess
 from metamobile.data.shapes import SHAPE_CLASSES, write_folder
 from metamobile.models.create import create_model, resolved_args
 from metamobile.tasks import get_task
 from metamobile.training.loop import Loop
+from metamobile.training.optimizer import make_optimizer
 from metamobile.training.progress import Reporter
 from metamobile.training.recipe import Recipe, load_recipe, recipe_folder
 from metamobile.training.runfolder import RunFolder
 from metamobile.training.state import Progress
-from metamobile.training.train import _accelerator, _optimizer, train
+from metamobile.training.train import _accelerator, train
 from metamobile.weights.card import Card
 from metamobile.weights.file import save_weights
 from small_training import TINY_ARGS, metrics
@@ -127,7 +129,7 @@ def make_loop(recipe: Recipe, steps_per_epoch: int, folder: Path) -> Loop:
     task = get_task("classify")
     accelerator = _accelerator(recipe)
     model = task.build_model(recipe, len(CLASSES))
-    model, optimizer = accelerator.prepare(model, _optimizer(model, recipe))
+    model, optimizer = accelerator.prepare(model, make_optimizer(model, recipe))
     return Loop(
         task=task,
         recipe=recipe,
@@ -138,8 +140,9 @@ def make_loop(recipe: Recipe, steps_per_epoch: int, folder: Path) -> Loop:
         optimizer=optimizer,
         train_loader=range(steps_per_epoch),
         val_loader=None,
-        loss=task.make_loss(recipe, CLASSES),
+        loss=task.make_loss(recipe, FolderData(folder, CLASSES, [], [], "")),
         names=CLASSES,
+        val_samples=[],
         progress=Progress(),
         reporter=Reporter(quiet=True),
         card=Card(recipe.model.name, {}, classes=CLASSES, preprocess=Preprocess(size=recipe.data.shape)),
@@ -147,7 +150,9 @@ def make_loop(recipe: Recipe, steps_per_epoch: int, folder: Path) -> Loop:
 
 
 def test_every_recipe_has_its_row() -> None:
-    assert sorted(EXPECTED) == sorted(path.stem for path in recipe_folder().glob("*.yaml"))
+    assert sorted(EXPECTED) == sorted(
+        path.stem for path in recipe_folder().glob("*.yaml") if load_recipe(path.stem).task == "classify"
+    )
 
 
 def rate(step: int, steps: int, warmup: int, peak: float, lowest: float) -> float:

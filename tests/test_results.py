@@ -12,7 +12,8 @@ from PIL import Image
 from torchmetrics.classification import MulticlassAccuracy
 
 from metamobile.data.preprocess import Preprocess
-from metamobile.tasks.classify.results import Classification, Metric, decode, draw
+from metamobile.tasks.classify.metric import Metric
+from metamobile.tasks.classify.results import Classification, decode, draw
 from metamobile.weights.card import Card
 
 NAMES = ["tench", "springer", "chain saw", "church", "horn", "truck", "pump", "golf ball"]
@@ -37,7 +38,7 @@ def measured() -> tuple[np.ndarray, np.ndarray]:
 
 def test_decode_equals_torch(measured) -> None:
     logits, _ = measured
-    answers = decode(logits, make_card(NAMES), [f"{i}.jpg" for i in range(500)], top=3)
+    answers = decode(logits, NAMES, [f"{i}.jpg" for i in range(500)], top=3)
     scores, indices = torch.from_numpy(logits).double().softmax(1).topk(3)
     assert [answer.indices for answer in answers] == indices.tolist()
     np.testing.assert_allclose([answer.scores for answer in answers], scores, rtol=1e-12)
@@ -47,15 +48,15 @@ def test_decode_equals_torch(measured) -> None:
 
 
 def test_decode_of_fewer_classes_than_asked() -> None:
-    (answer,) = decode([[0.0, 1.0]], make_card(["a", "b"]), ["x"], top=5)
+    (answer,) = decode([[0.0, 1.0]], ["a", "b"], ["x"], top=5)
     assert answer.labels == ["b", "a"]
 
 
 def test_decode_refuses_what_is_not_an_answer() -> None:
     with pytest.raises(ValueError, match=r"shape \(1, 3\) do not fit 1 pictures and 2 classes"):
-        decode([[0.0, 1.0, 2.0]], make_card(["a", "b"]), ["x"])
+        decode([[0.0, 1.0, 2.0]], ["a", "b"], ["x"])
     with pytest.raises(ValueError, match="not finite for 1 of 2 pictures"):
-        decode([[0.0, 1.0], [np.nan, 0.0]], make_card(["a", "b"]), ["x", "y"])
+        decode([[0.0, 1.0], [np.nan, 0.0]], ["a", "b"], ["x", "y"])
 
 
 def test_metric_equals_independent_references(measured) -> None:

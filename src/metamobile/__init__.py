@@ -12,7 +12,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from metamobile.data.inspect import inspect_folder as check
     from metamobile.deploy.export import export
     from metamobile.inference.evaluate import evaluate
     from metamobile.inference.model import from_pretrained, load
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from metamobile.models.create import create_model
     from metamobile.study.criteria import study_criteria
     from metamobile.study.operators import study_complexity
+    from metamobile.tasks.look import check
     from metamobile.training.train import train
     from metamobile.weights.hub import push_to_hub, save_pretrained
     from metamobile.weights.pull import pull
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
-    "check": "metamobile.data.inspect:inspect_folder",
+    "check": "metamobile.tasks.look:check",
     "create_model": "metamobile.models.create:create_model",
     "eval": "metamobile.inference.evaluate:evaluate",  # the verb's name
     "evaluate": "metamobile.inference.evaluate:evaluate",

@@ -14,6 +14,10 @@ class PictureError(ValueError):
     """One picture cannot be read; the message names it and the reason."""
 
 
+class NotFinite(ValueError):
+    """A network's output is infinite or not a number."""
+
+
 def nearest(given: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the known name nearest to `given`, or an empty string."""
     found = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)

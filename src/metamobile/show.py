@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+from metamobile.tasks import get_results
 
 if TYPE_CHECKING:
     from metamobile.deploy.gate import GateResult
     from metamobile.study.operators import OperatorRow
-    from metamobile.tasks.classify.results import Classification
 
 
 def print_gate(gate: GateResult) -> None:
@@ -39,22 +40,18 @@ def print_gate(gate: GateResult) -> None:
         typer.secho(f"FAIL  {gate.path}{' kept' if kept else ' not written'}", fg="red")
 
 
-def print_answers(results: Sequence[Classification]) -> None:
-    """One line a picture: the best label with its score, then the others that reach one percent."""
-    rows = []
-    for result in results:
-        scores = [f"{100 * score:.1f} %" for score in result.scores]
-        best = f"{bar(result.scores[0])} {scores[0]:>7}" if sys.stdout.isatty() else scores[0]
-        ranks = [rank for rank, score in enumerate(result.scores) if rank and score >= 0.01]
-        others = ", ".join(f"{result.labels[rank]} {scores[rank]}" for rank in ranks)
-        rows.append([result.picture, result.labels[0], best, others])
-    print_table("", ["picture", "label", ">score", "then"], rows)
+def print_answers(task: str, results: Sequence[Any]) -> None:
+    """One line a picture, as the task tells its answers."""
+    columns, rows = get_results(task).answers_table(results)
+    print_table("", columns, rows)
 
 
-def bar(share: float, width: int = 10) -> str:
-    """A share from 0 to 1 as a bar of `width` characters, in eighths of one."""
-    eighths = round(share * width * 8)
-    return ("█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8]).ljust(width)[:width]
+def print_figures(figures: Mapping[str, Any]) -> None:
+    """What `metamobile.evaluate` gives: a line, then a table with each class."""
+    module = get_results(figures["task"])
+    print(module.figures_line(figures))
+    title, columns, rows = module.class_table(figures)
+    print_table(title, columns, rows)
 
 
 def print_operators(rows: Sequence[OperatorRow]) -> None:

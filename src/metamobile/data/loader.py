@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from metamobile.data.pictures import read_picture
 from metamobile.data.preprocess import resize_shorter
 
 Transform = Callable[[Image.Image], Tensor]
+TruthTransform = Callable[[Image.Image, int], Any]
+UNLIMITED = 1_000_000  # a `cache_side` that keeps pictures as they are
 
 
 class PictureDataset(Dataset):
@@ -61,6 +64,17 @@ class PictureDataset(Dataset):
                 if progress is not None:
                     progress(index + 1)
 
+    def cache_bytes(self) -> int:
+        """What the cache will take, from the sizes of some pictures."""
+        some = self.samples[:: max(1, len(self.samples) // 16)]
+        total = 0.0
+        for sample in some:
+            with Image.open(sample.path) as picture:
+                width, height = picture.size
+            shrink = min(1.0, (self.cache_side or 0) / min(width, height))
+            total += 3 * width * height * shrink**2
+        return round(total / max(1, len(some)) * len(self.samples))
+
     def _read(self, sample: Sample) -> np.ndarray:
         picture = read_picture(sample.path)
         if self.cache_side is not None and min(picture.size) > self.cache_side:
@@ -78,6 +92,29 @@ class PictureDataset(Dataset):
             return self.transform(picture), sample.target
         with _seeded(self.seed, int(self._epoch), index):
             return self.transform(picture), sample.target
+
+
+class TruthDataset(PictureDataset):
+    """Item i is transform(picture i, i), for transforms that change the truth along with the picture.
+
+    Pictures are cached at their own size, as the truth is in their pixels.
+    """
+
+    def __init__(
+        self, samples: Sequence[Any], transform: TruthTransform, *, seed: int | None = None, cache: bool = False
+    ) -> None:
+        super().__init__(samples, transform, seed=seed, cache_side=UNLIMITED if cache else None)  # type: ignore[arg-type]
+
+    def picture(self, index: int) -> Image.Image:
+        pixels = self._cache[index]
+        return Image.fromarray(pixels if pixels is not None else self._read(self.samples[index]))
+
+    def __getitem__(self, index: int) -> Any:
+        transform: Any = self.transform
+        if self.seed is None:
+            return transform(self.picture(index), index)
+        with _seeded(self.seed, int(self._epoch), index):
+            return transform(self.picture(index), index)
 
 
 @contextmanager

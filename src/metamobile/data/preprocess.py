@@ -19,14 +19,17 @@ INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+FITS = ("crop", "stretch", "inside")
 
 
 @dataclass(frozen=True)
 class Preprocess:
     """How a picture becomes a network's input.
 
-    `size` is (height, width) of the centre crop in pixels; `resize` the shorter side before it (None: size /
-    0.875); `mean` and `std` are of RGB values between 0 and 1.
+    `fit` "crop": `size` is (height, width) of the centre crop in pixels, `resize` the shorter side before it
+    (None: size / 0.875). "stretch": the whole picture, resized to exactly `size`. "inside": the whole in its
+    own form, as large as its shorter side stays within the smaller of `size` and its longer within the larger
+    (see `shape_inside`). `mean` and `std` are of RGB values between 0 and 1.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -34,6 +37,7 @@ class Preprocess:
     interpolation: str = "bicubic"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    fit: str = "crop"
 
     def __post_init__(self) -> None:
         if self.interpolation not in INTERPOLATIONS:
@@ -43,7 +47,11 @@ class Preprocess:
             )
         if len(self.size) != 2 or min(self.size) < 1:
             raise ValueError(f"size {self.size} is not a (height, width) of whole pixels")
-        if self.resize is not None and self.resize < max(self.size):
+        if self.fit not in FITS:
+            raise ValueError(
+                f"fit {self.fit!r} is unknown; known are {', '.join(FITS)}{nearest(self.fit, FITS)}"
+            )
+        if self.fit == "crop" and self.resize is not None and self.resize < max(self.size):
             raise ValueError(
                 f"resize {self.resize} is below the crop {self.size}; use {max(self.size)} or more"
             )
@@ -78,12 +86,33 @@ def resize_shorter(picture: Image.Image, side: int, interpolation: str = "bicubi
     return picture.resize(shape, INTERPOLATIONS[interpolation])
 
 
+def shape_inside(width: int, height: int, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a picture that is scaled until its shorter side is the smaller of `size`, or its
+    longer side the larger, whichever is first. Sides are rounded half up, as in MMCV's `rescale_size`."""
+    scale = min(min(size) / min(width, height), max(size) / max(width, height))
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def fit_picture(picture: Image.Image, record: Preprocess) -> Image.Image:
+    """The picture as the network is to see it, resized and cropped as `record.fit` says."""
+    if record.fit == "crop":
+        picture = resize_shorter(picture, record.shorter_side, record.interpolation)
+        height, width = record.size
+        left = round((picture.width - width) / 2)
+        top = round((picture.height - height) / 2)
+        return picture.crop((left, top, left + width, top + height))
+    inside = record.fit == "inside"
+    height, width = shape_inside(picture.width, picture.height, record.size) if inside else record.size
+    if picture.size == (width, height):
+        return picture
+    return picture.resize((width, height), INTERPOLATIONS[record.interpolation])
+
+
 def preprocess(picture: Image.Image, record: Preprocess) -> np.ndarray:
-    """RGB picture -> float32 (3, H, W): resize, centre crop, scale to 0..1, normalise."""
-    picture = resize_shorter(picture, record.shorter_side, record.interpolation)
-    height, width = record.size
-    left = round((picture.width - width) / 2)
-    top = round((picture.height - height) / 2)
-    pixels = np.asarray(picture.crop((left, top, left + width, top + height)), np.float32) / 255
+    """RGB picture -> float32 (3, H, W): resize and crop as `record.fit` says, scale to 0..1, normalise.
+
+    H and W are `record.size`, but with the fit "inside" those of `shape_inside`, other for each form.
+    """
+    pixels = np.asarray(fit_picture(picture, record), np.float32) / 255
     normalised = (pixels - np.asarray(record.mean, np.float32)) / np.asarray(record.std, np.float32)
     return np.ascontiguousarray(normalised.transpose(2, 0, 1))

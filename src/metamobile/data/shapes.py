@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -172,14 +173,19 @@ def write_folder(out: str | Path, train: int = 2000, val: int = 500, size: int =
 
 def folder() -> Path:
     """The data set "shapes", drawn at first use (seconds) into $METAMOBILE_CACHE or ~/.cache/metamobile."""
+    return drawn_once("shapes-v1", write_folder)
+
+
+def drawn_once(name: str, write: Callable[[Path], object]) -> Path:
+    """The folder `name` of the cache; where it is missing, `write` fills it aside, then it is renamed."""
     cache = cache_folder()
-    final = cache / "shapes-v1"
+    final = cache / name
     if final.is_dir():
         return final
     cache.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".shapes-", dir=cache))
+    aside = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache))
     try:
-        write_folder(aside)
+        write(aside)
         aside.chmod(0o755)  # mkdtemp's own is for one user
         aside.rename(final)
     except OSError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +32,9 @@ class Runtime(Protocol):
     name: str
     card: Card
 
-    def run(self, batch: Pixels) -> Logits:
-        """Preprocessed pictures (B, 3, H, W) -> logits (B, K)."""
+    def run(self, batch: Pixels) -> Any:
+        """Preprocessed pictures (B, 3, H, W) -> logits (B, K), a segmenter's (B, K, H, W), or of a detector a
+        dictionary of arrays for each picture."""
         ...
 
 
@@ -55,11 +56,26 @@ class TorchRuntime:
         self.network = network.to(self.device).eval()
         self.card = card
 
-    def run(self, batch: Pixels) -> Logits:
+    def run(self, batch: Pixels) -> Any:
         import torch
 
         with torch.inference_mode():
-            return self.network(torch.from_numpy(batch).to(self.device)).float().cpu().numpy()
+            return to_arrays(self.network(torch.from_numpy(batch).to(self.device)))
+
+    def set_thresholds(self, *, score: float | None = None, iou: float | None = None) -> None:
+        """Of a detector: the lowest score, and the overlap at which suppression drops a box."""
+        network: Any = self.network
+        network.set_thresholds(score=score, iou=iou)
+
+
+def to_arrays(outputs: Any) -> Any:
+    """A network's outputs with each tensor as an array, floats in single precision; lists and dictionaries
+    stay."""
+    if isinstance(outputs, dict):
+        return {name: to_arrays(value) for name, value in outputs.items()}
+    if isinstance(outputs, list):
+        return [to_arrays(value) for value in outputs]
+    return (outputs.float() if outputs.is_floating_point() else outputs).cpu().numpy()
 
 
 class OnnxRuntime:

@@ -1,4 +1,4 @@
-"""`metamobile eval`: a model's figures on a folder of pictures. Without torch for an exported file."""
+"""`metamobile eval`: a model's figures on a data set. Without torch for an exported file."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import json as json_format
 from pathlib import Path
 from typing import Any
 
-from metamobile.data.folder import Sample, eval_samples, open_folder
-from metamobile.data.inspect import inspect_folder
 from metamobile.errors import DataError
 from metamobile.files import write_text
-from metamobile.inference.model import Model, load
+from metamobile.inference.model import Model, check_options, load
 from metamobile.inference.predict import read_batches
-from metamobile.tasks.classify.results import Metric
-from metamobile.weights.card import Card
+from metamobile.tasks import get_data, get_results, get_targets, make_metric
 
 
 def evaluate(
@@ -24,43 +21,34 @@ def evaluate(
     batch_size: int = 64,
     device: str = "cpu",
     workers: int = 0,
+    **options: Any,
 ) -> dict[str, Any]:
-    """`Metric.compute()` of the model on `data`, with `model`, `data` and the number of `pictures`.
+    """The figures of the task's metric on `data`, with `model`, `data` and the number of `pictures`.
 
-    Takes the validation split if the folder has one, and all of it if not; the folder that the model was
-    trained on is split as then. Classes are matched by folder name, pictures preprocessed as the card says.
-    Errors: ValueError for a class the model does not know, DataError for a picture that cannot be read.
+    Takes the validation split if the data have one, and all of them if not; the data that the model was
+    trained on are split as then. Classes are matched by name, pictures preprocessed as the card says.
+    `options` are those of `metamobile.predict` that change what is measured: iou, slide. Errors: ValueError for
+    a class the model does not know, DataError for a picture that cannot be read.
     """
     opened = model if isinstance(model, Model) else load(model, device)
-    samples, split = held_out(opened.card, data)
-    metric = Metric(opened.card.names)
+    card, module = opened.card, get_results(opened.card.task)
+    check_options(card, options)
+    runtime = module.configure(opened.runtime, **options)
+    samples, split = get_data(card.task).eval_samples(data, card)
+    targets = get_targets(samples)
+    metric = make_metric(card.task, card.names, samples)
     done = 0
-    paths = [sample.path for sample in samples]
-    for read, pixels, failures in read_batches(paths, opened.card.preprocess, batch_size, workers):
-        if failures:
-            raise DataError(f"{failures[0]}; `metamobile check {data}` names every such file")
-        metric.update(opened.runtime.run(pixels), [s.target for s in samples[done : done + len(read)]])
-        done += len(read)
-    name = opened.card.variant if isinstance(model, Model) else str(model)
-    figures = {"model": name, "data": str(data), "split": split, "pictures": done, **metric.compute()}
+    for batch in read_batches([sample.path for sample in samples], card.preprocess, batch_size, workers):
+        if batch.failures:
+            raise DataError(f"{batch.failures[0]}; `metamobile check {data}` names every such file")
+        pictures = [str(path) for path in batch.paths]
+        outputs = runtime.run(batch.pixels)
+        answers = module.answers(outputs, card.names, pictures, batch.sizes, batch.shapes)
+        metric.update(answers, targets[done : done + len(pictures)])
+        done += len(pictures)
+    name = card.variant if isinstance(model, Model) else str(model)
+    figures = {"task": card.task, "model": name, "data": str(data), "split": split, "pictures": done}
+    figures |= metric.compute()
     if json is not None:
         write_text(json, json_format.dumps(figures, indent=1, ensure_ascii=False) + "\n")
     return figures
-
-
-def held_out(card: Card, data: str | Path) -> tuple[list[Sample], str]:
-    """The samples to measure on, and where they come from in words.
-
-    The folder that the model was trained on is known by its name, wherever it lies now; if training split it,
-    it is split the same way, so that no training picture is measured.
-    """
-    recipe = card.recipe.get("data", {})
-    if not recipe.get("path") or Path(recipe["path"]).name != Path(data).name:
-        return eval_samples(data, card.classes)
-    dropped = inspect_folder(data).files_to_drop() if recipe.get("drop_bad") else ()
-    folder = open_folder(data, val_fraction=recipe["val_fraction"], seed=recipe["seed"], exclude=dropped)
-    if folder.classes != card.classes:
-        raise DataError(
-            f"{data}: its classes are no longer those of the model, which are {', '.join(card.classes)}"
-        )
-    return folder.val, folder.split

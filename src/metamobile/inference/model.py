@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from PIL import Image
 
 from metamobile.data.pictures import read_picture, to_rgb
 from metamobile.data.preprocess import preprocess
 from metamobile.deploy.runtimes import Runtime, TorchRuntime, open_runtime
-from metamobile.tasks.classify.results import Classification, decode
+from metamobile.errors import nearest
+from metamobile.tasks import get_results
 from metamobile.weights.card import Card
 
 if TYPE_CHECKING:
@@ -45,18 +45,38 @@ class Model:
             )
         return self.runtime.network
 
-    def predict(self, pictures: Picture | Sequence[Picture], top: int = 5) -> list[Classification]:
-        """An answer for each picture, a path or a PIL picture, in one batch.
+    def predict(self, pictures: Picture | Sequence[Picture], **options: Any) -> list[Any]:
+        """An answer for each picture, a path or a PIL picture, of the task's own type.
 
-        Errors: PictureError for one that cannot be read; `metamobile.predict` goes on in that case.
+        `options` are those of `metamobile.predict`: top, conf, iou, slide. Errors: PictureError for one that
+        cannot be read; `metamobile.predict` goes on in that case.
         """
         given = [pictures] if isinstance(pictures, str | Path | Image.Image) else list(pictures)
         if not given:
             return []
-        names = [f"picture {i}" if isinstance(p, Image.Image) else str(p) for i, p in enumerate(given)]
-        opened = (to_rgb(p) if isinstance(p, Image.Image) else read_picture(p) for p in given)
-        batch = np.stack([preprocess(p, self.card.preprocess) for p in opened])
-        return decode(self.runtime.run(batch), self.card, names, top)
+        module, record = get_results(self.card.task), self.card.preprocess
+        check_options(self.card, options)
+        runtime = module.configure(self.runtime, **options)
+        results: list[Any] = []
+        for index, one in enumerate(given):
+            picture = to_rgb(one) if isinstance(one, Image.Image) else read_picture(one)
+            name = f"picture {index}" if isinstance(one, Image.Image) else str(one)
+            pixels = preprocess(picture, record)
+            shape = (pixels.shape[1], pixels.shape[2])
+            outputs = runtime.run(pixels[None])
+            results += module.decode(outputs, self.card.names, [name], [picture.size], [shape], **options)
+        return results
+
+
+def check_options(card: Card, options: Mapping[str, Any]) -> None:
+    """Errors: ValueError for an option that the model's task does not have."""
+    known = get_results(card.task).OPTIONS
+    for name in options:
+        if name not in known:
+            raise ValueError(
+                f"{name} is no option of this model, whose task is {card.task}; "
+                f"expected {' or '.join(known)}{nearest(name, known)}"
+            )
 
 
 def load(name: str | Path, device: str = "cpu") -> Model:

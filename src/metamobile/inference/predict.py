@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv as csv_format
-import io
-import json as json_format
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,8 +17,8 @@ from metamobile.data.preprocess import Preprocess, preprocess
 from metamobile.deploy.runtimes import Pixels
 from metamobile.errors import PictureError
 from metamobile.files import write_text
-from metamobile.inference.model import Model, load
-from metamobile.tasks.classify.results import Classification, decode, draw
+from metamobile.inference.model import Model, check_options, load
+from metamobile.tasks import get_results
 
 
 @dataclass
@@ -36,9 +34,10 @@ class Failure:
 
 @dataclass
 class Predictions:
-    """Answers in the order of the pictures, and the pictures without one."""
+    """Answers in the order of the pictures, of the task's own type, and the pictures without one."""
 
-    results: list[Classification] = field(default_factory=list)
+    task: str
+    results: list[Any] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -55,65 +54,96 @@ def predict(
     out: str | Path | None = None,
     json: str | Path | None = None,
     csv: str | Path | None = None,
-    top: int = 5,
     batch_size: int = 32,
     device: str = "cpu",
     workers: int = 1,
+    **options: Any,
 ) -> Predictions:
     """Answer for files, folders, globs or "-" (paths from stdin), a batch at a time.
 
     Writes annotated pictures into the folder `out` (nothing that is there is overwritten), all answers into
-    `json`, and one row a picture into `csv`. Errors: ValueError for an unknown model or nothing to read.
+    `json`, and their table into `csv`. `options` are the task's own: a classifier's `top`, a detector's `conf`
+    and `iou`, a segmenter's `slide`. Errors: ValueError for an unknown model, an option that is not the
+    task's, or nothing to read.
     """
     given = [pictures] if isinstance(pictures, str | Path) else pictures
     paths = find_pictures(given)
     opened = model if isinstance(model, Model) else load(model, device)
-    answered = Predictions()
-    for read, pixels, failures in read_batches(paths, opened.card.preprocess, batch_size, workers):
-        answered.failures += failures
-        if not read:
+    card, module = opened.card, get_results(opened.card.task)
+    check_options(card, options)
+    runtime = module.configure(opened.runtime, **options)
+    answered = Predictions(card.task)
+    for batch in read_batches(paths, card.preprocess, batch_size, workers):
+        answered.failures += batch.failures
+        if not batch.paths:
             continue
-        results = decode(opened.runtime.run(pixels), opened.card, [str(path) for path in read], top)
+        names = [str(path) for path in batch.paths]
+        results = module.decode(
+            runtime.run(batch.pixels), card.names, names, batch.sizes, batch.shapes, **options
+        )
         answered.results += results
         if out is not None:
-            for path, result in zip(read, results, strict=True):
-                draw(read_picture(path), result).save(_free_name(Path(out), path.stem), quality=92)
+            for path, result in zip(batch.paths, results, strict=True):
+                drawing = _free_name(Path(out), path.stem)
+                module.draw(read_picture(path), result).save(drawing, quality=92)
+                module.save_more(result, drawing)
+    about = {"model": _about(model), "variant": card.variant, "classes": card.names}
+    about |= {"category_ids": card.category_ids, "failures": [vars(f) for f in answered.failures]}
     if json is not None:
-        about = {"model": _about(model), "variant": opened.card.variant, "classes": opened.card.names}
-        write_text(json, json_format.dumps(about | answered.to_dict(), indent=1, ensure_ascii=False) + "\n")
+        write_text(json, module.json_text(answered.results, about))
     if csv is not None:
-        write_text(csv, _table(answered, min(top, len(opened.card.names))))
+        failures = [(failure.picture, failure.error) for failure in answered.failures]
+        write_text(csv, module.csv_text(answered.results, failures))
     return answered
+
+
+class Batch(NamedTuple):
+    """Pictures that were read: (B, 3, h, w), their (width, height) before; and those that could not be."""
+
+    paths: list[Path]
+    pixels: Pixels
+    sizes: list[tuple[int, int]]
+    failures: list[Failure]
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """(height, width) of the network's input, for each picture."""
+        return [(self.pixels.shape[2], self.pixels.shape[3])] * len(self.paths)
 
 
 def read_batches(
     paths: Sequence[Path], record: Preprocess, batch_size: int, workers: int = 1
-) -> Iterator[tuple[list[Path], Pixels, list[Failure]]]:
-    """Read and preprocess in `workers` threads, one batch ahead: what was read, (B, 3, H, W), what failed."""
+) -> Iterator[Batch]:
+    """Read and preprocess in `workers` threads, one batch ahead; pictures of a batch have one size."""
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size}: expected at least 1")
 
-    def read(path: Path) -> Pixels:
-        return preprocess(read_picture(path), record)
+    def read(path: Path) -> tuple[Pixels, tuple[int, int]]:
+        picture = read_picture(path)
+        return preprocess(picture, record), picture.size
 
-    def collect(futures: list[tuple[Path, Future[Pixels]]]) -> tuple[list[Path], Pixels, list[Failure]]:
-        pixels, done, failures = [], [], []
+    def collect(futures: list[tuple[Path, Future[Any]]]) -> Iterator[Batch]:
+        done, failures = [], []
         for path, future in futures:
             try:
-                pixels.append(future.result())
-                done.append(path)
+                done.append((path, *future.result()))
             except PictureError as error:
                 failures.append(Failure(str(path), str(error)))
-        return done, np.stack(pixels) if pixels else np.empty((0, 3, *record.size), np.float32), failures
+        if not done:
+            yield Batch([], np.empty((0, 3, *record.size), np.float32), [], failures)
+        for _, group in groupby(done, key=lambda item: item[1].shape):
+            some, pixels, sizes = zip(*group, strict=True)
+            yield Batch(list(some), np.stack(pixels), list(sizes), failures)
+            failures = []
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        ahead: deque[list[tuple[Path, Future[Pixels]]]] = deque()
+        ahead: deque[list[tuple[Path, Future[Any]]]] = deque()
         for start in range(0, len(paths), batch_size):
             ahead.append([(path, pool.submit(read, path)) for path in paths[start : start + batch_size]])
             if len(ahead) == 2:
-                yield collect(ahead.popleft())
+                yield from collect(ahead.popleft())
         while ahead:
-            yield collect(ahead.popleft())
+            yield from collect(ahead.popleft())
 
 
 def _about(model: str | Path | Model) -> str:
@@ -127,19 +157,3 @@ def _free_name(folder: Path, stem: str) -> Path:
     while path.exists():
         path, number = folder / f"{stem}-{number}.jpg", number + 1
     return path
-
-
-def _table(predictions: Predictions, top: int) -> str:
-    """CSV: picture, label1, score1, ..., error; one row a picture, the broken ones last."""
-    text = io.StringIO()
-    writer = csv_format.writer(text, lineterminator="\n")
-    columns = [f"{name}{rank}" for rank in range(1, top + 1) for name in ("label", "score")]
-    writer.writerow(["picture", *columns, "error"])
-    for result in predictions.results:
-        pairs = zip(result.labels, result.scores, strict=True)
-        writer.writerow(
-            [result.picture, *(cell for label, score in pairs for cell in (label, f"{score:.6f}")), ""]
-        )
-    for failure in predictions.failures:
-        writer.writerow([failure.picture, *[""] * len(columns), failure.error])
-    return text.getvalue()

@@ -8,13 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 import timm
+import torch
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from metamobile.models.create import create_model
 
 STRIDES = [4, 8, 16, 32]
+PROBE = (64, 64)  # height and width of a picture that tells which parameters make a map
 
 # timm's networks that are built for one picture size, by module, and what makes them take any.
 _ANY_SIZE: dict[str, dict[str, Any]] = {
@@ -35,13 +38,29 @@ class Backbone(nn.Module):
     cuts the picture into patches would lose the rest, so it gets zeros at the right and the bottom.
 
     `network` is timm's feature extractor. One that has a single stride, as a ViT, gets a `SimplePyramid`,
-    whose maps begin at `finest_stride`. Errors: ValueError for strides that no head can use.
+    whose maps begin at `finest_stride`.
+
+    Two ways to keep what was learned in classification, both in force whenever the model is set to train:
+    `norm_eval`: the network's batch norms normalise by their stored statistics and leave them as they are.
+    `frozen_stages` n: all that makes the first n of the five stages, up to the map of stride 2^n, does not
+    learn, and runs as in evaluation, without dropout and drop path. The papers' detectors have
+    "frozen_stages=1", counted from 0: that is 2 here, stem and stage 1.
+
+    Errors: ValueError for strides that no head can use, and for stages that cannot be frozen.
     """
 
     channels: list[int]
     strides: list[int]
 
-    def __init__(self, network: Any, name: str = "the network", finest_stride: int = STRIDES[0]) -> None:
+    def __init__(
+        self,
+        network: Any,
+        name: str = "the network",
+        finest_stride: int = STRIDES[0],
+        *,
+        norm_eval: bool = False,
+        frozen_stages: int = 0,
+    ) -> None:
         super().__init__()
         self.network = network
         self.name = name
@@ -61,6 +80,43 @@ class Backbone(nn.Module):
                 f"{name} has maps of strides {', '.join(map(str, self.strides))}; expected are 4, 8, 16, 32 "
                 "as the last four, or one of them alone: take another network"
             )
+        self.norm_eval = norm_eval
+        self.frozen: frozenset[str] = frozenset()  # names of the network's modules that do not learn
+        if frozen_stages:
+            self.frozen = self._freeze(frozen_stages)
+        self.train()
+
+    def train(self, mode: bool = True) -> Backbone:
+        """As of any module, but batch norms and frozen stages stay in evaluation mode (see the class)."""
+        super().train(mode)
+        for name, module in self.network.named_modules():
+            if name in self.frozen:
+                module.eval()
+            elif self.norm_eval and isinstance(module, _BatchNorm):
+                module.training = False
+        return self
+
+    def _freeze(self, stages: int) -> frozenset[str]:
+        """Let no parameter learn that the stage's map depends on; names of the modules that have no other."""
+        strides = self.strides
+        if self.pyramid is not None:
+            raise ValueError(
+                f"frozen_stages is {stages}, but {self.name} has no stages, as its maps have one stride; "
+                "expected 0"
+            )
+        known = [n for n in range(1, 6) if 2**n in strides]
+        if stages not in known:
+            raise ValueError(
+                f"frozen_stages is {stages}, but {self.name} has no map of stride {2**stages}, where stage "
+                f"{stages} of five ends; expected 0, {', '.join(map(str, known))}"
+            )
+        learning = [p for p in self.network.parameters() if p.requires_grad]
+        with torch.enable_grad():
+            end = self.eval()(torch.zeros(1, self.in_chans, *PROBE))[strides.index(2**stages)]
+            gradients = torch.autograd.grad(end.sum(), learning, allow_unused=True)
+        for parameter, gradient in zip(learning, gradients, strict=True):
+            parameter.requires_grad_(gradient is None)
+        return frozenset(name for name, module in self.network.named_modules() if _learns_nothing(module))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         height, width = x.shape[-2:]
@@ -76,6 +132,12 @@ class Backbone(nn.Module):
                 m[..., : -(-height // s), : -(-width // s)] for m, s in zip(maps, self.strides, strict=True)
             ]
         return maps
+
+
+def _learns_nothing(module: nn.Module) -> bool:
+    """Whether the module has parameters, and none of them learns."""
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(p.requires_grad for p in parameters)
 
 
 class SimplePyramid(nn.Module):
@@ -113,18 +175,25 @@ def _level(dim: int, stride: int, target: int) -> nn.Module:
 
 
 def make_backbone(
-    name: str, *, pretrained: bool = False, finest_stride: int = STRIDES[0], **args: Any
+    name: str,
+    *,
+    pretrained: bool = False,
+    finest_stride: int = STRIDES[0],
+    norm_eval: bool = False,
+    frozen_stages: int = 0,
+    **args: Any,
 ) -> Backbone:
     """A network of ours or of timm's as a backbone, for pictures of any size.
 
     `pretrained` loads the weights that `create_model` would load; `finest_stride` is the finest that the
-    head uses (see `Backbone`); other arguments, such as EMO's `window_size`, go to the network. Errors:
-    ValueError for an unknown name, an argument that the network does not take, and a network without the maps
-    that heads need.
+    head uses, `norm_eval` and `frozen_stages` hold what was learned (see `Backbone`); other
+    arguments, such as EMO's `window_size`, go to the network. Errors: ValueError for an unknown name, an
+    argument that the network does not take, a network without the maps that heads need, and stages that
+    cannot be frozen.
     """
     args = {**any_size(name), **args}
     network = create_model(name, pretrained=pretrained, num_classes=0, features_only=True, **args)
-    return Backbone(network, name, finest_stride)
+    return Backbone(network, name, finest_stride, norm_eval=norm_eval, frozen_stages=frozen_stages)
 
 
 def any_size(name: str) -> dict[str, Any]:

@@ -18,13 +18,19 @@ from metamobile.weights.published import PUBLISHED, published_name
 def create_model(
     name: str,
     *,
+    task: str = "classify",
+    head: str | None = None,
     pretrained: bool = False,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     window_size: WindowSize | None = None,
     img_size: int | tuple[int, int] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """A classifier, (B, 3, H, W) -> (B, num_classes).
+    """A classifier, (B, 3, H, W) -> (B, num_classes); or by `task` a detector or a segmenter.
+
+    "detect" has the heads ssdlite (unless given), retinanet and mask_rcnn (see `create_detector`); "segment"
+    has deeplabv3, pspnet, fpn and segformer (see `create_segmenter`). `num_classes` is that of ImageNet-1K,
+    COCO or ADE20K unless given: 1000, 80, 150.
 
     `pretrained` loads published weights that `metamobile pull` left here, by a network's name or the
     weights' own ("emov2_5m_512.in1k_kd", which brings its window); for other networks, timm's. With another
@@ -34,6 +40,13 @@ def create_model(
     the network. Errors: ValueError for an unknown name, with the nearest one, or an argument the network does
     not take.
     """
+    if task != "classify":
+        args = {"pretrained": pretrained, "num_classes": num_classes, "window_size": window_size, **kwargs}
+        args |= {"img_size": img_size}
+        return _dense(name, task, head, {key: value for key, value in args.items() if value is not None})
+    if head is not None:
+        raise ValueError(f"head {head!r}: a classifier has none to choose; give task='detect' or 'segment'")
+    num_classes = 1000 if num_classes is None else num_classes
     published = published_name(name)
     if published is not None and not timm.is_model(name):  # weights for other settings than the network's own
         row = PUBLISHED[published]
@@ -54,6 +67,18 @@ def create_model(
         raise ValueError(f"{name}: {error}") from error
 
 
+def _dense(name: str, task: str, head: str | None, args: dict[str, Any]) -> nn.Module:
+    """A detector or a segmenter. Errors: ValueError for an unknown task."""
+    from metamobile.models.detectors import create_detector  # these build their backbones by `create_model`
+    from metamobile.models.segmenters import create_segmenter
+
+    makers: dict[str, Any] = {"detect": create_detector, "segment": create_segmenter}
+    if task not in makers:
+        known = ["classify", *makers]
+        raise ValueError(f"no task is called {task!r}; known are {', '.join(known)}{nearest(task, known)}")
+    return makers[task](name, **({} if head is None else {"head": head}), **args)
+
+
 def check_name(name: str) -> None:
     """Errors: ValueError for a name that no network has, with the nearest one."""
     if not timm.is_model(name):
@@ -63,8 +88,18 @@ def check_name(name: str) -> None:
         )
 
 
+def plain_network(model: Any) -> nn.Module:
+    """The network that a name means: of a detector or a segmenter, its backbone's, else the model itself."""
+    if not hasattr(model, "backbone"):
+        return model
+    return getattr(model.backbone.network, "model", model.backbone.network)
+
+
 def resolved_args(model: nn.Module) -> dict[str, Any]:
     """JSON-able arguments that, with the name, make `create_model` build the same network again."""
+    network = plain_network(model)
+    if network is not model:
+        return {"task": model.task, **resolved_args(network), **model.settings}  # type: ignore[dict-item]
     args: dict[str, Any] = {"num_classes": getattr(model, "num_classes", None)}
     if isinstance(model, EMO):
         args["window_size"] = [list(w) if isinstance(w, tuple) else w for w in model.window_size]

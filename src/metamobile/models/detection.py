@@ -64,6 +64,8 @@ class Detector(nn.Module):
     targets that cannot be learned from.
     """
 
+    task = "detect"
+    class_layers: tuple[str, ...] = ()  # how the names of what is new with other classes begin
     head_name = ""
     needs_masks = False
     backbone: Backbone
@@ -77,6 +79,11 @@ class Detector(nn.Module):
         check_targets(targets, images, self.num_classes, self.needs_masks)
         typed: Any = [{**t, "boxes": t["boxes"].float(), "labels": t["labels"].long()} for t in targets]
         return self.losses(images, typed)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments of `create_detector`, but for the backbone's own."""
+        return {"head": self.head_name, "num_classes": self.num_classes}
 
     def losses(self, images: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Losses by name, each a scalar, weighted already."""

@@ -45,6 +45,7 @@ class MaskRCNN(Detector):
     """
 
     head_name = "mask_rcnn"
+    class_layers = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
     needs_masks = True
 
     def __init__(self, backbone: Backbone, num_classes: int) -> None:

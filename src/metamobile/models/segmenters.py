@@ -195,6 +195,9 @@ class Segmenter(nn.Module):
     `settings` are the arguments of `create_segmenter`, but for the backbone's own.
     """
 
+    task = "segment"
+    class_layers = ("head.classify.", "auxiliary.1.")  # what is new with other classes
+
     def __init__(
         self, backbone: Backbone, head: str, num_classes: int, channels: int, auxiliary: bool, dropout: float
     ) -> None:

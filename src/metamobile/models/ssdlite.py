@@ -37,6 +37,7 @@ class SSDLite(OneStage, SSD):
     """
 
     head_name = "ssdlite"
+    class_layers = ("head.classification_head.",)
 
     def __init__(self, backbone: Backbone, num_classes: int) -> None:
         norm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.03)

@@ -7,8 +7,9 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from metamobile.models.create import plain_network
 from metamobile.models.emo import EMO, PUBLISHED_WINDOW, WindowSize, resolve_windows
 from metamobile.models.operators import WindowAttention
 from metamobile.training.progress import Reporter
@@ -25,6 +26,8 @@ def load_pretrained(model: nn.Module, classes: Sequence[str], source: str, repor
     """
     path = find_model(source)
     given, card = load_weights(path)
+    if card.task == "classify" and hasattr(model, "backbone"):
+        given = _as_backbone(given, model)
     own = model.state_dict()
     classifier = classifier_prefixes(model)
     same_classes = list(classes) == card.classes
@@ -50,15 +53,26 @@ def load_pretrained(model: nn.Module, classes: Sequence[str], source: str, repor
     for title, names in (("new", new), ("left out", left)):
         if names:
             reporter.say(f"  {title}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}")
-    if isinstance(model, EMO):
-        _say_windows(model, card, reporter)
+    network = plain_network(model)
+    if isinstance(network, EMO):
+        _say_windows(network, card, reporter)
+
+
+def _as_backbone(given: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """A classifier's tensors by the names that they have in a detector or a segmenter."""
+    network = plain_network(model)
+    prefix = next(name for name, module in model.named_modules() if module is network)
+    return {f"{prefix}.{name}": tensor for name, tensor in given.items()}
 
 
 def classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
     """How the names of the classifier's tensors begin ("head.fc."); some of timm's networks have two.
 
-    Errors: ValueError for a network that has none.
+    Of a detector or a segmenter, the layers whose answers are classes. Errors: ValueError for a network that
+    has none.
     """
+    if hasattr(model, "backbone"):
+        return model.class_layers  # type: ignore[return-value]
     config: Any = model.pretrained_cfg  # timm's record of a network
     names = config["classifier"] or ()
     prefixes = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
@@ -68,6 +82,13 @@ def classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
             "expected a network that classifies"
         )
     return prefixes
+
+
+def learning_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """How the names of what learns alone at first begin: the classifier's, or all but the backbone's."""
+    if not hasattr(model, "backbone"):
+        return classifier_prefixes(model)
+    return tuple(f"{name}." for name, _ in model.named_children() if name != "backbone")
 
 
 def _say_windows(model: EMO, card: Card, reporter: Reporter) -> None:
@@ -104,7 +125,7 @@ def set_learning(model: nn.Module, optimizer: Any, classifier_alone: bool) -> No
     What does not learn has no gradient, so no weight decay moves it either, and the statistics of its batch
     norms stay. Drop path and dropout go on. Call it after `model.train()`, which undoes the latter part.
     """
-    classifier = classifier_prefixes(model)
+    classifier = learning_prefixes(model)
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for name, parameter in model.named_parameters():
         if id(parameter) in held:  # some of timm's networks have parameters that never learn

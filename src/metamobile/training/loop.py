@@ -10,7 +10,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,15 +20,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from metamobile.tasks import Task
+from metamobile.errors import NotFinite
+from metamobile.tasks import Task, make_metric
 from metamobile.training.finetune import set_learning
 from metamobile.training.progress import Bar, Reporter, rough_time
 from metamobile.training.recipe import Recipe
 from metamobile.training.runfolder import RunFolder
+from metamobile.training.schedule import make_schedule
 from metamobile.training.state import Progress, save_state
 from metamobile.weights.card import Card
 from metamobile.weights.file import save_weights
@@ -57,6 +58,7 @@ class Loop:
     val_loader: Any
     loss: Any  # as the task's `make_loss` gives it
     names: list[str]
+    val_samples: Sequence[Any]
     progress: Progress
     reporter: Reporter
     card: Card  # of the weights that are saved, but for their metrics
@@ -64,7 +66,8 @@ class Loop:
     def __post_init__(self) -> None:
         self.plain = self.accelerator.unwrap_model(self.model)
         self.steps_per_epoch = len(self.train_loader)
-        self.schedule = self._make_schedule()
+        self.schedule = make_schedule(self.optimizer, self.recipe, self.steps_per_epoch)
+        self.main = self.task.results.HEADLINES[0]
         self.forward = torch.compile(self.model) if self.recipe.run.compile else self.model
         self._stop = False
 
@@ -77,17 +80,6 @@ class Loop:
     def lr(self) -> float:
         """The classifier's learning rate; with layer decay the others are fixed shares of it."""
         return max(group["lr"] for group in self.optimizer.param_groups)
-
-    def _make_schedule(self) -> CosineLRScheduler:
-        schedule = self.recipe.schedule
-        return CosineLRScheduler(
-            self.optimizer,
-            t_initial=max(1, schedule.epochs * self.steps_per_epoch),
-            lr_min=schedule.min_lr,
-            warmup_t=round(schedule.warmup_epochs * self.steps_per_epoch),
-            warmup_lr_init=schedule.warmup_lr,
-            t_in_epochs=False,
-        )
 
     def run(self) -> None:
         """Errors: Interrupted after a signal, TrainingDiverged; the last whole epoch's state is on disk."""
@@ -121,7 +113,8 @@ class Loop:
         self._finish_epoch(line, figures)
 
     def _finish_epoch(self, line: dict[str, Any], figures: dict[str, Any]) -> None:
-        value = figures.get(self.task.main_figure, -math.inf)
+        value = figures.get(self.main[0])
+        value = -math.inf if value is None else value
         better = value > self.progress.best
         if better:
             self.progress.best, self.progress.best_epoch = value, line["epoch"]
@@ -129,9 +122,7 @@ class Loop:
         if self.accelerator.is_main_process:
             self._save_weights(self.folder.last_model, figures, "last {}")
             if better:
-                self._save_weights(
-                    self.folder.model, figures, f"best {{}} by validation {self.task.main_figure}"
-                )
+                self._save_weights(self.folder.model, figures, f"best {{}} by validation {self.main[0]}")
             self.folder.record(kind="epoch", **line)
         save_state(self.accelerator, self.folder.state)
         self._say_epoch(line, better)
@@ -145,11 +136,11 @@ class Loop:
         save_weights(path, self.measured.state_dict(), card)
 
     def _say_epoch(self, line: dict[str, Any], better: bool) -> None:
-        epochs, figure = self.recipe.schedule.epochs, self.task.main_figure
+        epochs, figure = self.recipe.schedule.epochs, self.main[0]
         measured = "not measured"
         if figure in line:
-            best = "  best" if better else ""
-            measured = f"val loss {line['val_loss']:.3f}  {figure} {line[figure]:.2f} %{best}"
+            loss = f"val loss {line['val_loss']:.3f}  " if "val_loss" in line else ""
+            measured = f"{loss}{figure} {line[figure]:.2f} %{'  best' if better else ''}"
         left = line["seconds"] * (epochs - line["epoch"])
         self.reporter.say(
             f"epoch {line['epoch']:3d}/{epochs}  train loss {line['train_loss']:.3f}  {measured}  "
@@ -176,7 +167,7 @@ class Loop:
             if run.channels_last:
                 pictures = pictures.to(memory_format=torch.channels_last)
             with self.accelerator.autocast():
-                loss, _ = self.loss(self.forward, pictures, targets)
+                loss = self.loss(self.forward, pictures, targets)
             self.accelerator.backward(loss)
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), clip or math.inf)
             loss = loss.detach()
@@ -213,22 +204,22 @@ class Loop:
         )
 
     @torch.inference_mode()
-    def evaluate(self, model: nn.Module) -> tuple[dict[str, Any], Tensor]:
-        """Figures on the validation split, and the outputs in its order."""
+    def evaluate(self, model: nn.Module) -> tuple[dict[str, Any], Any]:
+        """Figures on the validation split, and the metric that they come from."""
         model.eval()
-        metric = self.task.make_metric(self.names)
-        outputs = []
-        for pictures, targets in self.val_loader:
-            if self.recipe.run.channels_last:
-                pictures = pictures.to(memory_format=torch.channels_last)
-            with self.accelerator.autocast():
-                logits = model(pictures).float()
-            logits, targets = self.accelerator.gather_for_metrics((logits, targets))
-            if not torch.isfinite(logits).all():  # an epoch's last step is seen by no other step
-                raise self._diverged(self.progress.step, "the network's output is not finite after it")
-            metric.update(logits.cpu().numpy(), targets.cpu().numpy())
-            outputs.append(logits.cpu())
-        return metric.compute(), torch.cat(outputs)
+        metric = make_metric(self.task.name, self.names, self.val_samples)
+        for inputs, targets in self.val_loader:
+            if self.recipe.run.channels_last and isinstance(inputs, Tensor):
+                inputs = inputs.to(memory_format=torch.channels_last)
+            try:
+                with self.accelerator.autocast():
+                    answered = self.task.answer(model, inputs, targets, self.names)
+            except NotFinite as error:  # an epoch's last step is seen by no other step
+                raise self._diverged(self.progress.step, f"{error} after it") from error
+            answered = self.accelerator.gather_for_metrics(answered, use_gather_object=True)
+            answers, places = zip(*answered, strict=True)
+            metric.update(answers, places)
+        return metric.compute(), metric
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from metamobile.data.preprocess import INTERPOLATIONS
+from metamobile.data.preprocess import FITS, INTERPOLATIONS
 from metamobile.errors import nearest
 from metamobile.training.settings import build, read_yaml, setting_names
 
@@ -19,13 +19,19 @@ from metamobile.training.settings import build, read_yaml, setting_names
 @dataclass
 class ModelSettings:
     """`pretrained`: weights to start from (a run, file or shipped name). `drop_path_rate` None: the variant's
-    own. `args` go to the network's constructor as they are."""
+    own. `args` go to the network's constructor as they are.
+
+    For dense tasks: `head` None is the task's first; with `norm_eval` the backbone's batch norms keep their
+    statistics; `frozen_stages` of the backbone's five stages, the first ones, do not learn at all."""
 
     name: str = "emo_1m"
+    head: str | None = None
     pretrained: str | None = None
     window_size: int | str | list | None = None
     drop_path_rate: float | None = None
     drop_rate: float = 0.0
+    norm_eval: bool = False
+    frozen_stages: int = 0
     args: dict = field(default_factory=dict)
 
 
@@ -34,10 +40,18 @@ class DataSettings:
     """`size` is the side in pixels, or (height, width); `resize` the shorter side before evaluation's crop.
 
     `check` reads every file first, as `metamobile check` does, and stops at bad ones; `drop_bad` leaves those
-    out instead. `cache` keeps decoded pictures in memory, if they fit."""
+    out instead. `cache` keeps decoded pictures in memory, if they fit.
+
+    For dense tasks: `fit` "stretch" makes pictures exactly `size`; "inside" the largest of the same shape
+    whose shorter side is at most the smaller of `size` and whose longer at most the larger; "crop" is the
+    classifiers'. `val_size` is the size at evaluation, if it is not `size`. Of masks, `classes` names the
+    classes by number where no classes.txt does, and pixels of value `ignore` count for nothing, nor do those
+    of 255."""
 
     path: str = ""
     size: int | list[int] = 224
+    val_size: int | list[int] | None = None
+    fit: str = "crop"
     resize: int | None = None
     interpolation: str = "bicubic"
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
@@ -47,6 +61,8 @@ class DataSettings:
     check: bool = True
     drop_bad: bool = False
     cache: bool = True
+    classes: list[str] | None = None
+    ignore: int | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -57,7 +73,12 @@ class DataSettings:
 @dataclass
 class AugmentSettings:
     """timm's training transform: `scale` and `ratio` of the random crop's area and shape, `auto_augment` in
-    timm's notation, `erase` the probability of random erasing; `mixup` and `cutmix` their alphas."""
+    timm's notation, `erase` the probability of random erasing; `mixup` and `cutmix` their alphas.
+
+    Dense tasks use `hflip` of these, and: `photometric`, random brightness, contrast, saturation and hue.
+    Detection: `expand`, the probability of a canvas up to 4 times the sides; `iou_crop`, crops that keep a
+    least overlap with a box; `mosaic`, the probability of four pictures in one. Segmentation: `resize`, the
+    range of the random scale before the crop; `crop_most`, the largest share of one class in a crop."""
 
     scale: list[float] = field(default_factory=lambda: [0.35, 1.0])
     ratio: list[float] = field(default_factory=lambda: [0.75, 1.3333])
@@ -68,6 +89,12 @@ class AugmentSettings:
     mixup: float = 0.0
     cutmix: float = 0.0
     interpolation: str = "random"
+    photometric: bool = False
+    expand: float = 0.0
+    iou_crop: bool = False
+    mosaic: float = 0.0
+    resize: list[float] = field(default_factory=lambda: [0.5, 2.0])
+    crop_most: float = 0.75
 
 
 @dataclass
@@ -75,7 +102,9 @@ class OptimSettings:
     """`lr` is the peak; with `lr_per` it is meant for that batch size and scaled linearly to the run's.
 
     `layer_decay` below 1 gives each layer's rate that factor against the layer above it, for starting from
-    pretrained weights: the head learns at `lr`, the first layers slowest."""
+    pretrained weights: the head learns at `lr`, the first layers slowest. `head_lr` multiplies the rate of
+    all that a detector or a segmenter has beside its backbone. Gradients are not clipped if `clip_norm` is 0.
+    """
 
     name: str = "adamw"
     lr: float = 2e-3
@@ -85,17 +114,25 @@ class OptimSettings:
     eps: float = 1e-8
     clip_norm: float = 5.0
     layer_decay: float | None = None
+    head_lr: float = 1.0
 
 
 @dataclass
 class ScheduleSettings:
-    """Linear warm-up from `warmup_lr`, then a cosine to `min_lr`, moved at every optimiser step.
+    """Linear warm-up from `warmup_lr`, then down to `min_lr`, moved at every optimiser step.
+
+    `name`: "cosine"; "poly", (1 - step / steps) to the `power`; "flat_cosine", the peak until half of the
+    steps, then a cosine. The warm-up is counted in these steps, and has `warmup_steps` if given, else
+    `warmup_epochs`.
 
     In the first `frozen_epochs` only the classifier learns; all else, and the norms' statistics, stays as the
     pretrained weights have it."""
 
     epochs: int = 30
+    name: str = "cosine"
+    power: float = 0.9
     warmup_epochs: float = 3
+    warmup_steps: int | None = None
     warmup_lr: float = 1e-6
     min_lr: float = 1e-6
     frozen_epochs: int = 0
@@ -103,7 +140,12 @@ class ScheduleSettings:
 
 @dataclass
 class LossSettings:
+    """`label_smoothing` is the classifiers'. Of segmenters: `auxiliary` is the weight of the auxiliary head's
+    loss; `class_weights` "sqrt" weighs a class by 1 / sqrt(its share of the pixels), with a mean of 1."""
+
     label_smoothing: float = 0.1
+    auxiliary: float = 0.4
+    class_weights: str | None = None
 
 
 @dataclass
@@ -222,22 +264,32 @@ class Recipe:
 
 
 _RANGES = {
-    "data.val_fraction": (0.01, 0.99),
+    "data.val_fraction": (0, 0.99),
+    "data.ignore": (0, math.inf),
     "augment.hflip": (0, 1),
     "augment.erase": (0, 1),
+    "augment.expand": (0, 1),
+    "augment.mosaic": (0, 1),
+    "augment.resize": (0.01, 100),
+    "augment.crop_most": (0.01, 1),
+    "model.frozen_stages": (0, 5),
     "model.drop_rate": (0, 0.99),
     "model.drop_path_rate": (0, 0.99),
     "optim.lr": (1e-12, math.inf),
     "optim.weight_decay": (0, math.inf),
     "optim.clip_norm": (0, math.inf),
     "optim.layer_decay": (0.01, 1),
+    "optim.head_lr": (1e-6, math.inf),
     "schedule.epochs": (1, math.inf),
+    "schedule.power": (0.01, math.inf),
     "schedule.warmup_epochs": (0, math.inf),
+    "schedule.warmup_steps": (0, math.inf),
     "schedule.frozen_epochs": (0, math.inf),
     "distill.weight": (0, math.inf),
     "distill.tau": (0.01, math.inf),
     "distill.size": (32, math.inf),
     "loss.label_smoothing": (0, 0.99),
+    "loss.auxiliary": (0, math.inf),
     "ema.decay": (0, 1),
     "run.batch_size": (1, math.inf),
     "run.workers": (0, math.inf),
@@ -246,16 +298,21 @@ _RANGES = {
 }
 _LENGTHS = {
     "data.size": 2,
+    "data.val_size": 2,
     "data.mean": 3,
     "data.std": 3,
     "optim.betas": 2,
     "augment.scale": 2,
     "augment.ratio": 2,
+    "augment.resize": 2,
 }
-_CHOICES = {
+_CHOICES: dict[str, tuple[str | None, ...]] = {
     "run.precision": ("fp32", "bf16"),
     "augment.interpolation": ("random", "bilinear", "bicubic"),
     "data.interpolation": tuple(INTERPOLATIONS),
+    "data.fit": FITS,
+    "schedule.name": ("cosine", "poly", "flat_cosine"),
+    "loss.class_weights": (None, "sqrt"),
 }
 
 
@@ -265,16 +322,19 @@ def _check_ranges(recipe: Recipe) -> None:
         return getattr(getattr(recipe, section), key)
 
     for place, (low, high) in _RANGES.items():
-        if value_of(place) is not None and not low <= value_of(place) <= high:
+        value = value_of(place)
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(low <= number <= high for number in values):
             wanted = f"at least {low}" if high == math.inf else f"{low} to {high}"
-            raise ValueError(f"recipe: {place} is {value_of(place)}; expected {wanted}")
+            raise ValueError(f"recipe: {place} is {value}; expected {wanted}")
     for place, length in _LENGTHS.items():
         if isinstance(value_of(place), list) and len(value_of(place)) != length:
             raise ValueError(f"recipe: {place} is {value_of(place)}; expected {length} numbers")
     for place, choices in _CHOICES.items():
         if value_of(place) not in choices:
-            near = nearest(value_of(place), choices)
-            raise ValueError(f"recipe: {place} is {value_of(place)!r}; expected {' or '.join(choices)}{near}")
+            words = ["null" if choice is None else choice for choice in choices]
+            near = nearest(value_of(place), words)
+            raise ValueError(f"recipe: {place} is {value_of(place)!r}; expected {' or '.join(words)}{near}")
 
 
 def recipe_folder() -> Path:

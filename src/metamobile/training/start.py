@@ -14,9 +14,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from metamobile.data.folder import FolderData, find_splits
+from metamobile.models.create import plain_network
 from metamobile.models.emo import EMO, padded_share
-from metamobile.training.finetune import classifier_prefixes
+from metamobile.tasks import Data
+from metamobile.training.finetune import learning_prefixes
 from metamobile.training.progress import Reporter
 from metamobile.training.recipe import Recipe
 from metamobile.weights.card import current_versions
@@ -25,7 +26,7 @@ MOST_PADDED = 0.10  # share of padded tokens above which a run says so
 
 
 def say_what_will_happen(
-    recipe: Recipe, data: FolderData, model: nn.Module, optimizer: Optimizer, steps: int, reporter: Reporter
+    recipe: Recipe, data: Data, model: nn.Module, optimizer: Optimizer, steps: int, reporter: Reporter
 ) -> None:
     """`steps` are the whole run's."""
     height, width = recipe.data.shape
@@ -44,7 +45,7 @@ def say_what_will_happen(
         reporter.say(line)
     if recipe.ema.enabled:
         reporter.say(f"averaged weights are measured and saved: {_average(recipe, steps)}")
-    share = padded_share(model, recipe.data.shape)
+    share = padded_share(plain_network(model), recipe.data.shape)
     if share > MOST_PADDED:
         reporter.say(
             f"{share:.0%} of attention's tokens are padding at this size; "
@@ -74,7 +75,7 @@ def _about_fine_tuning(recipe: Recipe, model: nn.Module, optimizer: Optimizer) -
         )
     frozen, epochs = recipe.schedule.frozen_epochs, recipe.schedule.epochs
     if frozen:
-        names = " and ".join(prefix.rstrip(".") for prefix in classifier_prefixes(model))
+        names = " and ".join(prefix.rstrip(".") for prefix in learning_prefixes(model))
         when = "in the first epoch" if frozen == 1 else f"in the first {frozen} epochs"
         if frozen >= epochs:
             when = f"in all {epochs} epochs" if epochs > 1 else "in the only epoch"
@@ -92,7 +93,7 @@ def _average(recipe: Recipe, steps: int) -> str:
 
 
 def without_effect(
-    recipe: Recipe, data: FolderData, model: nn.Module, optimizer: Optimizer, steps: int
+    recipe: Recipe, data: Data, model: nn.Module, optimizer: Optimizer, steps: int
 ) -> Iterator[str]:
     """Settings of the recipe that do nothing here, each with its reason."""
     default = Recipe()
@@ -108,17 +109,17 @@ def without_effect(
     for key in ("weight", "tau", "size"):
         if not recipe.distill.teacher and getattr(recipe.distill, key) != getattr(default.distill, key):
             yield f"distill.{key}, as distill.teacher names none"
-    if recipe.model.window_size is not None and not isinstance(model, EMO):
+    if recipe.model.window_size is not None and not isinstance(plain_network(model), EMO):
         yield f"model.window_size, as {recipe.model.name} has no windows to set"
     if recipe.data.drop_bad and not recipe.data.check:
         yield "data.drop_bad, as data.check is false"
-    own_split = len(find_splits(data.root)) > 1
+    own_split = "held out" not in data.split and "val_fraction" not in data.split
     for key in ("val_fraction", "seed"):
         if own_split and getattr(recipe.data, key) != getattr(default.data, key):
-            yield f"data.{key}, as the folder has its own validation split"
+            yield f"data.{key}, as the data have their own validation split"
 
 
-def start_record(recipe: Recipe, data: FolderData, model: nn.Module) -> dict[str, Any]:
+def start_record(recipe: Recipe, data: Data, model: nn.Module) -> dict[str, Any]:
     """The first line of metrics.jsonl."""
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),

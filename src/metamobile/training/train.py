@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,21 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, set_seed
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import list_optimizers
 from timm.utils import ModelEmaV3
-from torch import nn
 from torch.utils.data import DataLoader
 
-from metamobile.data.folder import FolderData
 from metamobile.data.loader import PictureDataset
 from metamobile.data.preprocess import Preprocess
 from metamobile.errors import DataError, nearest
 from metamobile.models.create import check_name, resolved_args
+from metamobile.models.detectors import HEADS as DETECTORS
+from metamobile.models.segmenters import HEADS as SEGMENTERS
 from metamobile.report import write_report
-from metamobile.tasks import Task, get_task
+from metamobile.tasks import Data, Task, get_task
 from metamobile.training.finetune import load_pretrained
 from metamobile.training.loop import Interrupted, Loop
+from metamobile.training.optimizer import make_optimizer
 from metamobile.training.progress import Reporter, rough_time
 from metamobile.training.recipe import Recipe, load_recipe
 from metamobile.training.runfolder import RunFolder
@@ -37,7 +38,7 @@ from metamobile.weights.card import Card, current_versions
 from metamobile.weights.file import load_weights
 from metamobile.weights.find import SHIPPED
 
-DEFAULT_RECIPE = "small-data"
+DEFAULT_RECIPES = {"classify": "small-data", "detect": "small-detect", "segment": "small-segment"}
 MOST_NAMED = 100  # bad files in one error message
 
 
@@ -54,6 +55,8 @@ def train(
     name: str | None = None,
     data: str | Path | None = None,
     *,
+    task: str | None = None,
+    head: str | None = None,
     recipe: str | Path | Recipe | None = None,
     out: str | Path | None = None,
     epochs: int | None = None,
@@ -69,6 +72,7 @@ def train(
 ) -> Run:
     """Train the network `name` on the folder `data` and leave a run folder (runs/NAME-DATA unless `out`).
 
+    `task` is classify unless `head` or the recipe is of another; each task has a recipe to start from.
     `recipe` is a name, a YAML file or a Recipe; the other arguments and `set` ("optim.lr=1e-3") override it.
     `resume` goes on with a run by its own recipe, of which only `epochs`, `workers` and `device` can change.
     Errors: ValueError for a wrong setting or an `out` that exists, DataError for bad files, Interrupted after
@@ -76,6 +80,7 @@ def train(
     """
     given = {
         "model.name": name,
+        "model.head": head,
         "data.path": None if data is None else str(data),
         "data.size": size if size is None or isinstance(size, int) else list(size),
         "data.drop_bad": drop_bad or None,
@@ -96,7 +101,9 @@ def train(
         if not folder.recipe.is_file():
             raise ValueError(f"{folder.path}: not a run folder (no recipe.yaml)")
         recipe = folder.recipe
-    resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe or DEFAULT_RECIPE)
+    resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe or _first_recipe(task, head))
+    if task is not None and task != resolved.task:
+        raise ValueError(f"task {task!r} does not fit the recipe, which is one of {resolved.task}; give one")
     resolved = resolved.replace(given).override(set)
     if not resolved.data.path:
         raise ValueError(
@@ -113,25 +120,40 @@ def train(
         AcceleratorState._reset_state(True)  # one process may train again, with another precision or device
 
 
+def _first_recipe(task: str | None, head: str | None) -> str:
+    """Where a training starts that names no recipe. Errors: ValueError for an unknown task or head."""
+    heads = {"detect": DETECTORS, "segment": SEGMENTERS}
+    if task is None and head is not None:
+        known = [name for names in heads.values() for name in names]
+        if head not in known:
+            raise ValueError(
+                f"no head is called {head!r}; known are {', '.join(known)}{nearest(head, known)}"
+            )
+        task = next(task for task, names in heads.items() if head in names)
+    task = task or "classify"
+    get_task(task)
+    return DEFAULT_RECIPES[task]
+
+
 def _train(recipe: Recipe, folder: RunFolder, resume: bool, quiet: bool) -> Run:
     accelerator = _accelerator(recipe)
     reporter = Reporter(quiet=quiet or not accelerator.is_main_process)
     recipe = _fit_warmup(recipe, reporter)
     task = get_task(recipe.task)
     data = _open_data(task, recipe, resume, reporter)
-    names = task.class_names(data.classes)
+    names = task.data.class_names(data.classes)
     set_seed(recipe.run.seed)
     model = task.build_model(recipe, len(names))
     if recipe.model.pretrained and not resume:
         load_pretrained(model, data.classes, recipe.model.pretrained, reporter)
     if recipe.run.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    optimizer = _optimizer(model, recipe)
-    loss = task.make_loss(recipe, data.classes)
+    optimizer = make_optimizer(model, recipe)
+    loss = task.make_loss(recipe, data)
     record = preprocess_record(recipe)
     loaders = (
-        _loader(task.train_dataset(data, recipe), recipe, accelerator, reporter, training=True),
-        _loader(task.val_dataset(data, recipe, record), recipe, accelerator, reporter, training=False),
+        _loader(task, task.train_dataset(data, recipe, record), recipe, accelerator, reporter, training=True),
+        _loader(task, task.val_dataset(data, recipe, record), recipe, accelerator, reporter, training=False),
     )
     model, optimizer, train_loader, val_loader = accelerator.prepare(model, optimizer, *loaders)
     plain = accelerator.unwrap_model(model)
@@ -171,6 +193,7 @@ def _train(recipe: Recipe, folder: RunFolder, resume: bool, quiet: bool) -> Run:
         val_loader=val_loader,
         loss=loss,
         names=names,
+        val_samples=data.val,
         progress=progress,
         reporter=reporter,
         card=Card(
@@ -182,6 +205,7 @@ def _train(recipe: Recipe, folder: RunFolder, resume: bool, quiet: bool) -> Run:
             preprocess=record,
             recipe=recipe.to_dict(),
             versions=current_versions(),
+            category_ids=getattr(data, "category_ids", []),
         ),
     )
     try:
@@ -194,45 +218,24 @@ def _train(recipe: Recipe, folder: RunFolder, resume: bool, quiet: bool) -> Run:
     return _close(loop, data, folder, reporter)
 
 
-def _close(loop: Loop, data: FolderData, folder: RunFolder, reporter: Reporter) -> Run:
+def _close(loop: Loop, data: Data, folder: RunFolder, reporter: Reporter) -> Run:
     """Measure the chosen weights once more, from their file; write the evaluation and the report."""
     state, card = load_weights(folder.model)
     loop.plain.load_state_dict(state)
-    figures, outputs = loop.evaluate(loop.plain)
+    figures, metric = loop.evaluate(loop.plain)
     if loop.accelerator.is_main_process:
-        worst = loop.task.worst(outputs, data, loop.names, most=24)
+        worst = loop.task.worst(metric, data, loop.names, 24, folder.path)
         folder.write_evaluation({**figures, "wrong": worst})
+        key, label, unit, _ = loop.main
+        figure = "not measurable" if figures[key] is None else f"{figures[key]:.2f} {unit}"
         reporter.say(
-            f"{folder.model}: {card.metrics['chosen']}; top-1 {figures['top1']:.2f} % on "
+            f"{folder.model}: {card.metrics['chosen']}; {label} {figure} on "
             f"{len(data.val):,} pictures, {rough_time(loop.progress.seconds)} of training"
         )
         reporter.say(f"next: metamobile predict {folder.path} PICTURES")
         reporter.say(f"      metamobile export {folder.path} --to onnx")
         write_report(folder.path)  # last: all else is safe by now, whatever happens in there
     return Run(folder.path, card, figures)
-
-
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """No weight decay for vectors, biases and what the model exempts; `lr_scale` in the groups of layers.
-
-    Errors: ValueError for layer decay on a network that does not tell its layers.
-    """
-    settings = recipe.optim
-    layer_decay = settings.layer_decay if settings.layer_decay != 1 else None
-    if layer_decay is not None and not hasattr(model, "group_matcher"):
-        raise ValueError(
-            f"recipe: optim.layer_decay is {layer_decay:g}, but {recipe.model.name} does not tell its layers "
-            "(it has no group_matcher); expected null for this network"
-        )
-    return create_optimizer_v2(
-        model,
-        opt=settings.name,
-        lr=recipe.lr,
-        weight_decay=settings.weight_decay,
-        betas=tuple(settings.betas),
-        eps=settings.eps,
-        layer_decay=layer_decay,
-    )
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:
@@ -293,13 +296,15 @@ def _fit_warmup(recipe: Recipe, reporter: Reporter) -> Recipe:
     return recipe.replace({"schedule.warmup_epochs": shorter})
 
 
-def _open_data(task: Task, recipe: Recipe, resume: bool, reporter: Reporter) -> FolderData:
+def _open_data(task: Task, recipe: Recipe, resume: bool, reporter: Reporter) -> Data:
     """Errors: DataError that names the bad files, unless the recipe drops them."""
     exclude: list[Path] = []
     # A run that goes on has seen its data; only the list of what was dropped is made again.
     if recipe.data.check and (recipe.data.drop_bad or not resume):
         with reporter.bar(0) as bar:
-            inspection = task.check_data(recipe, partial(bar.move, "checking pictures"))
+            inspection = task.data.inspect(
+                recipe.data, recipe.run.workers, partial(bar.move, "checking pictures")
+            )
         if not inspection.ok and not recipe.data.drop_bad:
             lines = [str(problem) for problem in inspection.problems]
             more = len(lines) - MOST_NAMED
@@ -311,11 +316,16 @@ def _open_data(task: Task, recipe: Recipe, resume: bool, reporter: Reporter) -> 
             reporter.say(f"left out, as --drop-bad says, {len(exclude)} files:")
         for path in exclude:
             reporter.say(f"  {path}")
-    return task.open_data(recipe, exclude)
+    return task.data.open_data(recipe.data, exclude)
 
 
 def _loader(
-    dataset: PictureDataset, recipe: Recipe, accelerator: Accelerator, reporter: Reporter, training: bool
+    task: Task,
+    dataset: PictureDataset,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    reporter: Reporter,
+    training: bool,
 ) -> DataLoader:
     """Order and augmentation depend on (seed, epoch, index) alone, so no loader has state to keep."""
     batch_size, workers = recipe.run.batch_size, recipe.run.workers
@@ -324,7 +334,7 @@ def _loader(
             f"{len(dataset)} training pictures do not fill a batch of {batch_size}; lower --batch-size"
         )
     if dataset.cache_side is not None:
-        expected = len(dataset) * dataset.cache_side**2 * 4 / 3 * 3  # bytes, for pictures of 4 to 3 in RGB
+        expected = dataset.cache_bytes()
         memory = psutil.virtual_memory().total
         if expected > memory / 2:
             reporter.say(
@@ -339,6 +349,7 @@ def _loader(
         batch_size=batch_size,
         shuffle=training,
         drop_last=training,
+        collate_fn=task.collate,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=accelerator.device.type == "cuda",
@@ -368,4 +379,6 @@ def _check_resumed(progress: Progress, steps_per_epoch: int, recipe: Recipe, fol
 
 def preprocess_record(recipe: Recipe) -> Preprocess:
     data = recipe.data
-    return Preprocess(data.shape, data.resize, data.interpolation, tuple(data.mean), tuple(data.std))  # type: ignore[arg-type]
+    size = replace(data, size=data.val_size or data.size).shape
+    mean, std = tuple(data.mean), tuple(data.std)
+    return Preprocess(size, data.resize, data.interpolation, mean, std, data.fit)  # type: ignore[arg-type]

@@ -28,7 +28,8 @@ class Card:
 
     `variant` and `model_args` make the network (`create_model(variant, **model_args)`); `classes` are the
     class folders' names by index and `names` what people read (the classes, unless given); `recipe`,
-    `metrics` and `versions` say where the weights come from.
+    `metrics` and `versions` say where the weights come from. `category_ids` are the numbers that a detector's
+    data give the classes (COCO's 1 to 90).
     """
 
     variant: str
@@ -42,6 +43,7 @@ class Card:
     metrics: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     notes: str = ""
+    category_ids: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.names = self.names or list(self.classes)

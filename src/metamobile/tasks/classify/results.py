@@ -1,23 +1,41 @@
-"""What a classifier answers: decoded, measured, drawn. Without torch.
+"""What a classifier answers: decoded, drawn, told. Without torch.
 
 B batch, K classes.
 """
 
 from __future__ import annotations
 
+import csv
 import functools
-from collections import Counter
-from collections.abc import Sequence
+import io
+import json
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from metamobile.weights.card import Card
+from metamobile.errors import NotFinite
 
+if TYPE_CHECKING:
+    from metamobile.deploy.runtimes import Runtime
+
+
+HEADLINES = [
+    ("top1", "Top-1", "%", "of the validation pictures"),
+    ("top5", "Top-5", "%", "the truth is among the first five"),
+]
+CLASS_COLUMNS = [
+    ("support", "Pictures", "validation pictures of this class"),
+    ("recall", "Recall %", "share of this class's pictures that were named right"),
+    ("precision", "Precision %", "share of the pictures named so that are of this class"),
+    ("f1", "F1 %", "harmonic mean of recall and precision"),
+]
+OPTIONS = ("top",)
 SHADE, TRACK, BAR, INK = (17, 20, 26), (38, 44, 54), (37, 99, 175), (255, 255, 255)
 
 
@@ -34,19 +52,26 @@ class Classification:
         return asdict(self)
 
 
-def decode(logits: ArrayLike, card: Card, pictures: Sequence[str], top: int = 5) -> list[Classification]:
-    """Logits (B, K) -> an answer for each of B pictures, with at most `top` classes."""
-    scores = np.exp(log_softmax(logits))
-    if scores.shape != (len(pictures), len(card.names)):
+def decode(
+    outputs: ArrayLike,
+    names: Sequence[str],
+    pictures: Sequence[str],
+    sizes: Sequence[tuple[int, int]] = (),
+    shapes: Sequence[tuple[int, int]] = (),
+    *,
+    top: int = 5,
+) -> list[Classification]:
+    """Logits (B, K) -> an answer for each of B pictures, with at most `top` classes. Sizes do not matter."""
+    scores = np.exp(log_softmax(outputs))
+    if scores.shape != (len(pictures), len(names)):
         raise ValueError(
-            f"logits of shape {scores.shape} do not fit "
-            f"{len(pictures)} pictures and {len(card.names)} classes"
+            f"logits of shape {scores.shape} do not fit {len(pictures)} pictures and {len(names)} classes"
         )
     order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
     return [
         Classification(
             picture,
-            labels=[card.names[i] for i in best],
+            labels=[names[i] for i in best],
             scores=[float(scores[row, i]) for i in best],
             indices=[int(i) for i in best],
         )
@@ -54,64 +79,30 @@ def decode(logits: ArrayLike, card: Card, pictures: Sequence[str], top: int = 5)
     ]
 
 
+def answers(
+    outputs: ArrayLike,
+    names: Sequence[str],
+    pictures: Sequence[str],
+    sizes: Sequence[tuple[int, int]] = (),
+    shapes: Sequence[tuple[int, int]] = (),
+) -> NDArray[np.floating]:
+    """What the metric takes: the logits themselves."""
+    return np.asarray(outputs)
+
+
+def configure(runtime: Runtime, **options: Any) -> Runtime:
+    """The runtime as it is: no option changes what the network computes."""
+    return runtime
+
+
 def log_softmax(logits: ArrayLike) -> NDArray[np.float64]:
-    """(B, K) -> (B, K) in float64. Errors: ValueError for logits that are not finite."""
+    """(B, K) -> (B, K) in float64. Errors: NotFinite for logits that are not finite."""
     values = np.asarray(logits, dtype=np.float64)
     if not np.isfinite(values).all():
         bad = int((~np.isfinite(values)).any(axis=1).sum())
-        raise ValueError(f"the network's output is not finite for {bad} of {len(values)} pictures")
+        raise NotFinite(f"the network's output is not finite for {bad} of {len(values)} pictures")
     values = values - values.max(axis=1, keepdims=True)
     return values - np.log(np.exp(values).sum(axis=1, keepdims=True))
-
-
-class Metric:
-    """Accuracy over any number of batches; `names` are the classes' readable names, by index."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        counts = Counter(names)  # "crane" is a bird and a machine in ImageNet
-        self.names = [f"{name} ({i})" if counts[name] > 1 else name for i, name in enumerate(names)]
-        self.confusion: NDArray[np.int64] = np.zeros((len(names), len(names)), dtype=np.int64)
-        self._top5 = 0
-        self._loss = 0.0
-
-    def update(self, logits: ArrayLike, targets: ArrayLike) -> None:
-        """Logits (B, K), true classes (B,)."""
-        log_scores = log_softmax(logits)
-        true = np.asarray(targets, dtype=np.int64)
-        order = np.argsort(-log_scores, axis=1, kind="stable")[:, :5]
-        np.add.at(self.confusion, (true, order[:, 0]), 1)
-        self._top5 += int((order == true[:, None]).sum())
-        self._loss -= float(np.take_along_axis(log_scores, true[:, None], axis=1).sum())
-
-    def compute(self) -> dict[str, Any]:
-        """top1 and top5 in percent; loss, the mean cross-entropy in nats; per_class shares from 0 to 1;
-        confusion counts, a row for each true class. A share of nothing (a class never predicted) is 0.
-        """
-        hits = np.diag(self.confusion)
-        support, predicted = self.confusion.sum(axis=1), self.confusion.sum(axis=0)
-        total = int(support.sum())
-        if not total:
-            raise ValueError("nothing was measured: no picture was given")
-        per_class = {
-            name: {
-                "precision": _share(hits[i], predicted[i]),
-                "recall": _share(hits[i], support[i]),
-                "f1": _share(2 * hits[i], predicted[i] + support[i]),
-                "support": int(support[i]),
-            }
-            for i, name in enumerate(self.names)
-        }
-        return {
-            "top1": 100 * int(hits.sum()) / total,
-            "top5": 100 * self._top5 / total,
-            "loss": self._loss / total,
-            "per_class": per_class,
-            "confusion": self.confusion.tolist(),
-        }
-
-
-def _share(part: np.int64, whole: np.int64) -> float:
-    return float(part / whole) if whole else 0.0
 
 
 def draw(picture: Image.Image, result: Classification) -> Image.Image:
@@ -146,6 +137,10 @@ def draw(picture: Image.Image, result: Classification) -> Image.Image:
     return sheet
 
 
+def save_more(result: Classification, drawing: Path) -> None:
+    """Nothing but the drawing is written for a classification."""
+
+
 def _fit(label: str, font: ImageFont.FreeTypeFont, room: float) -> str:
     """The label, cut with an ellipsis to `room` pixels."""
     if font.getlength(label) <= room:
@@ -162,3 +157,57 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(get_data_path(), "fonts", "ttf", name)), size)
+
+
+def answers_table(results: Sequence[Classification]) -> tuple[list[str], list[list[str]]]:
+    """A row a picture: the best label with its score, then the others that reach one percent."""
+    rows = []
+    for result in results:
+        scores = [f"{100 * score:.1f} %" for score in result.scores]
+        best = f"{bar(result.scores[0])} {scores[0]:>7}" if sys.stdout.isatty() else scores[0]
+        ranks = [rank for rank, score in enumerate(result.scores) if rank and score >= 0.01]
+        others = ", ".join(f"{result.labels[rank]} {scores[rank]}" for rank in ranks)
+        rows.append([result.picture, result.labels[0], best, others])
+    return ["picture", "label", ">score", "then"], rows
+
+
+def bar(share: float, width: int = 10) -> str:
+    """A share from 0 to 1 as a bar of `width` characters, in eighths of one."""
+    eighths = round(share * width * 8)
+    return ("█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8]).ljust(width)[:width]
+
+
+def json_text(results: Sequence[Classification], about: Mapping[str, Any]) -> str:
+    """`about`, then the results."""
+    found = {**about, "results": [result.to_dict() for result in results]}
+    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+
+
+def csv_text(results: Sequence[Classification], failures: Sequence[tuple[str, str]]) -> str:
+    """CSV: picture, label1, score1, ..., error; one row a picture, the (picture, error) ones last."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    top = max((len(result.labels) for result in results), default=1)
+    columns = [f"{name}{rank}" for rank in range(1, top + 1) for name in ("label", "score")]
+    writer.writerow(["picture", *columns, "error"])
+    for result in results:
+        pairs = zip(result.labels, result.scores, strict=True)
+        writer.writerow(
+            [result.picture, *(cell for label, score in pairs for cell in (label, f"{score:.6f}")), ""]
+        )
+    for picture, error in failures:
+        writer.writerow([picture, *[""] * len(columns), error])
+    return text.getvalue()
+
+
+def figures_line(figures: Mapping[str, Any]) -> str:
+    headline = f"top-1 {figures['top1']:.2f} %   top-5 {figures['top5']:.2f} %   loss {figures['loss']:.4f}"
+    return f"{headline}   {figures['pictures']:,} pictures"
+
+
+def class_table(figures: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
+    rows = [
+        [name, f"{entry['support']:,}", *(f"{100 * entry[key]:.1f}" for key in ("recall", "precision", "f1"))]
+        for name, entry in sorted(figures["per_class"].items(), key=lambda item: item[1]["recall"])
+    ]
+    return "Classes, lowest recall first", ["class", ">pictures", ">recall %", ">precision %", ">F1 %"], rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,16 +14,19 @@ from PIL import Image
 from timm.data import Mixup, create_transform
 from torch import Tensor, nn
 
-from metamobile.data.folder import FolderData, class_names, open_folder
-from metamobile.data.inspect import Inspection, inspect_folder
+from metamobile.data.folder import FolderData
 from metamobile.data.loader import PictureDataset
 from metamobile.data.preprocess import Preprocess, preprocess
+from metamobile.errors import NotFinite
 from metamobile.models.create import create_model
 from metamobile.models.variants import VARIANTS
+from metamobile.tasks.classify import data as data_module
+from metamobile.tasks.classify import results as results_module
 from metamobile.tasks.classify.distill import Teacher, load_teacher, soft_distillation
-from metamobile.tasks.classify.results import Metric
+from metamobile.tasks.classify.metric import Metric
 
 if TYPE_CHECKING:
+    from metamobile.tasks import Data
     from metamobile.training.recipe import Recipe
 
 
@@ -34,7 +37,7 @@ def _to_tensor(record: Preprocess, picture: Image.Image) -> Tensor:
 class ClassifyLoss:
     """Cross-entropy with smoothed labels, with Mixup or CutMix if the recipe has them, plus distillation.
 
-    `loss(forward, pictures, targets)` -> (scalar, logits); `about` says what it adds to plain cross-entropy.
+    `loss(forward, pictures, targets)` -> a scalar; `about` says what it adds to plain cross-entropy.
     """
 
     def __init__(self, recipe: Recipe, num_classes: int, teacher: Teacher | None = None) -> None:
@@ -55,9 +58,7 @@ class ClassifyLoss:
                 f"{self.weight:g} times its divergence, temperature {self.tau:g}"
             )
 
-    def __call__(
-        self, forward: Callable[[Tensor], Tensor], pictures: Tensor, targets: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, forward: Callable[[Tensor], Tensor], pictures: Tensor, targets: Tensor) -> Tensor:
         if self.mixup is not None:
             pictures, targets = self.mixup(pictures, targets)
         logits = forward(pictures).float()
@@ -67,24 +68,16 @@ class ClassifyLoss:
         if self.teacher is not None:
             answers = self.teacher.to(pictures.device)(pictures)
             loss = loss + self.weight * soft_distillation(logits, answers, self.tau)
-        return loss, logits
+        return loss
 
 
 class ClassifyTask:
     """See `metamobile.tasks.Task`."""
 
     name = "classify"
-    main_figure = "top1"
-
-    def check_data(self, recipe: Recipe, progress: Callable[[int, int], None]) -> Inspection:
-        return inspect_folder(recipe.data.path, workers=recipe.run.workers, progress=progress)
-
-    def open_data(self, recipe: Recipe, exclude: Collection[Path] = ()) -> FolderData:
-        data = recipe.data
-        return open_folder(data.path, val_fraction=data.val_fraction, seed=data.seed, exclude=exclude)
-
-    def class_names(self, classes: Sequence[str]) -> list[str]:
-        return class_names(classes)
+    data = data_module
+    results = results_module
+    collate = None
 
     def build_model(self, recipe: Recipe, num_classes: int) -> nn.Module:
         settings = recipe.model
@@ -97,7 +90,7 @@ class ClassifyTask:
             args["img_size"] = recipe.data.shape
         return create_model(settings.name, num_classes=num_classes, **args)
 
-    def train_dataset(self, data: FolderData, recipe: Recipe) -> PictureDataset:
+    def train_dataset(self, data: FolderData, recipe: Recipe, record: Preprocess) -> PictureDataset:
         augment = recipe.augment
         try:
             transform = create_transform(
@@ -128,32 +121,35 @@ class ClassifyTask:
             data.val, partial(_to_tensor, record), cache_side=side, interpolation=record.interpolation
         )
 
-    def make_loss(self, recipe: Recipe, classes: Sequence[str]) -> ClassifyLoss:
+    def make_loss(self, recipe: Recipe, data: Data) -> ClassifyLoss:
         teacher, distill = None, recipe.distill
         if distill.teacher:
-            data = recipe.data
-            student = Preprocess(data.shape, mean=tuple(data.mean), std=tuple(data.std))  # type: ignore[arg-type]
-            teacher = load_teacher(distill.teacher, classes, student, distill.size)
-        return ClassifyLoss(recipe, len(classes), teacher)
+            settings = recipe.data
+            student = Preprocess(settings.shape, mean=tuple(settings.mean), std=tuple(settings.std))  # type: ignore[arg-type]
+            teacher = load_teacher(distill.teacher, data.classes, student, distill.size)
+        return ClassifyLoss(recipe, len(data.classes), teacher)
 
-    def make_metric(self, names: Sequence[str]) -> Metric:
-        return Metric(names)
+    def answer(
+        self, model: nn.Module, inputs: Tensor, targets: Tensor, names: Sequence[str]
+    ) -> list[tuple[Any, int]]:
+        """Logits and the true class of each picture. Errors: NotFinite."""
+        logits = model(inputs).float().cpu()
+        if not torch.isfinite(logits).all():
+            raise NotFinite("the network's output is not finite")
+        return list(zip(logits.numpy(), targets.tolist(), strict=True))
 
     def worst(
-        self, outputs: Tensor, data: FolderData, names: Sequence[str], most: int = 24
+        self, metric: Metric, data: FolderData, names: Sequence[str], most: int, folder: Path
     ) -> list[dict[str, Any]]:
-        scores = outputs.softmax(dim=1)
-        targets = torch.tensor([s.target for s in data.val])
-        losses = F.cross_entropy(outputs, targets, reduction="none")
-        wrong = [i for i in losses.argsort(descending=True).tolist() if scores[i].argmax() != targets[i]]
+        found = metric.worst(most)
         return [
             {
-                "path": str(data.val[i].path),
-                "truth": names[data.val[i].target],
-                "predicted": names[int(scores[i].argmax())],
-                "score": float(scores[i].max()),
+                "path": str(data.val[place].path),
+                "truth": names[data.val[place].target],
+                "predicted": names[named],
+                "score": score,
             }
-            for i in wrong[:most]
+            for place, named, score in found
         ]
 
 
@@ -161,3 +157,6 @@ def _has_fixed_size(name: str) -> bool:
     """Whether timm builds this network for one picture size, as it does a plain ViT."""
     config = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
     return bool(config and config.fixed_input_size)
+
+
+TASK = ClassifyTask()

@@ -1,0 +1,45 @@
+"""Which task a data set is for, found by looking; and `metamobile check`. Without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from metamobile.data.inspect import Inspection
+from metamobile.tasks import get_data
+from metamobile.training.recipe import DataSettings
+
+_MASKS = ("annotations", "masks", "labels", "annotation", "mask")
+
+
+def check(
+    data: str | Path,
+    *,
+    task: str | None = None,
+    workers: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Inspection:
+    """Read every file of a data set and name each bad one; `task` is found by looking unless given.
+
+    Errors: ValueError for a folder that is missing or holds nothing that a task knows.
+    """
+    settings = DataSettings(path=str(data))
+    return get_data(task or find_task(data)).inspect(settings, workers, progress)
+
+
+def find_task(data: str | Path) -> str:
+    """ "detect" where there is a COCO json, a data.yaml or label files, "segment" where masks lie beside
+    pictures, else "classify"."""
+    root = Path(data)
+    if root.suffix in (".json", ".yaml", ".yml"):
+        return "detect"
+    if not root.is_dir():
+        return "classify"  # whose reader names what is missing
+    found = [*root.glob("*.json"), *root.glob("annotations/*.json"), *root.glob("*/_annotations.coco.json")]
+    labels = [folder for folder in (root / "labels", *root.glob("*/labels")) if folder.is_dir()]
+    if found or any(root.glob("*.yaml")) or any(any(folder.rglob("*.txt")) for folder in labels):
+        return "detect"
+    sides = [root, *(path for path in root.iterdir() if path.is_dir())]
+    if any((side / "images").is_dir() and any((side / name).is_dir() for name in _MASKS) for side in sides):
+        return "segment"
+    return "classify"

@@ -1,0 +1,1 @@
+"""Segmentation: results (what is answered; no torch), metric, task (what is trained)."""
