@@ -249,7 +249,7 @@ def predict(
     workers: Annotated[int, WORKERS] = 1,
     device: Annotated[str, DEVICE] = "auto",
 ) -> None:
-    """Answer for pictures: classes, boxes or masks. A broken one is named and passed over; exit code 1 then."""
+    """Name what pictures show: classes, boxes or masks. A broken one is named and passed over: exit code 1."""
     model, pictures = split_model(model, pictures or [])
     from metamobile.inference.predict import predict
     from metamobile.show import print_answers

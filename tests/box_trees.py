@@ -11,6 +11,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from metamobile.data.boxes import BoxData, BoxSample, open_boxes
+
 Box = Sequence[float]  # class from 0, x, y, width, height in pixels
 
 
@@ -80,3 +82,11 @@ def text(path: Path, *lines: str) -> Path:
 
 def data_yaml(file: Path, /, **content: Any) -> Path:
     return text(file, yaml.safe_dump(content, sort_keys=False))
+
+
+def opened(data: Path, **settings: object) -> BoxData:
+    return open_boxes(data, **({"val_fraction": 0} | settings))  # type: ignore[arg-type]
+
+
+def names(samples: list[BoxSample]) -> list[str]:
+    return [sample.path.name for sample in samples]

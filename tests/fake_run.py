@@ -1,6 +1,6 @@
 """A run folder as an hour of training would leave it, made in a moment, for the report's tests.
 
-`python tests/fake_run.py OUT [CLASSES]` writes one to look at.
+`python tests/fake_run.py OUT [CLASSES] [TASK]` writes one to look at.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,10 @@ NAMES = [
 ]
 
 RECIPE = """\
-task: classify
+task: {task}
 model:
   name: emo_1m
+  head: {head}
   pretrained: null
   window_size: auto
   drop_path_rate: null
@@ -57,13 +59,45 @@ def make_run(
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     names = NAMES[:classes] if classes <= len(NAMES) else [f"class number {i}" for i in range(classes)]
-    (folder / "recipe.yaml").write_text(RECIPE.format(data=folder / "pictures", epochs=planned or epochs))
+    _write_recipe(folder, "classify", planned or epochs)
     (folder / "last").mkdir(exist_ok=True)
     (folder / "metrics.jsonl").write_text(
         "".join(json.dumps(line) + "\n" for line in _metrics(rng, classes, epochs, accuracy))
     )
     (folder / "evaluation.json").write_text(json.dumps(_evaluation(rng, folder, names, accuracy)))
     return folder
+
+
+def make_dense_run(
+    folder: Path, task: str, classes: int = 80, epochs: int = 24, names: Sequence[str] = ()
+) -> Path:
+    """The same of a run of "detect" or "segment", with drawings of the worst pictures in `folder`/worst.
+
+    Every eighth class is one of which there is nothing: its shares are None.
+    """
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = list(names) or [f"class number {i}" for i in range(classes)]
+    _write_recipe(folder, task, epochs, head="ssdlite" if task == "detect" else "deeplabv3")
+    (folder / "last").mkdir(exist_ok=True)
+    evaluation = (_detection if task == "detect" else _segmentation)(rng, names)
+    main = "ap" if task == "detect" else "miou"
+    lines = _metrics(rng, len(names), epochs, 0.5)
+    for line in lines:
+        if line["kind"] == "epoch":
+            figure = evaluation[main] * (1 - math.exp(-line["epoch"] / 6))
+            for key in ("val_loss", "top1", "top5", "raw_top1"):
+                del line[key]
+            line[main] = figure
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    evaluation["wrong"] = _drawings(rng, folder, names)
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    return folder
+
+
+def _write_recipe(folder: Path, task: str, epochs: int, head: str = "null") -> None:
+    values = {"task": task, "data": folder / "pictures", "epochs": epochs, "head": head}
+    (folder / "recipe.yaml").write_text(RECIPE.format(**values))
 
 
 def _metrics(rng: np.random.Generator, classes: int, epochs: int, accuracy: float) -> list[dict]:
@@ -180,7 +214,108 @@ def _wrong(rng: np.random.Generator, pictures: Path, names: list[str], count: in
     return sorted(wrong, key=lambda entry: -entry["score"])
 
 
+def _detection(rng: np.random.Generator, names: Sequence[str]) -> dict:
+    """As detect's metric gives it: K + 1 rows, the last of boxes where nothing is, and curves."""
+    classes = len(names)
+    support = (40 + 8000 * rng.random(classes) ** 4).astype(int)
+    support[7::8] = 0
+    found = rng.uniform(0.2, 0.8, classes)
+    confusion = np.zeros((classes + 1, classes + 1), dtype=int)
+    for i in range(classes):
+        confusion[i, i] = int(found[i] * support[i])
+        missed = int(0.8 * (support[i] - confusion[i, i]))
+        confusion[i, -1] = missed
+        rest = int(support[i]) - confusion[i, i] - missed
+        confusion[i, :-1] += rng.multinomial(rest, rng.dirichlet(np.full(classes, 0.1)))
+        confusion[-1, i] = int(rng.uniform(0.1, 0.5) * support[i])
+    recall = np.linspace(0, 1, 101)
+    there = np.flatnonzero(support)
+    curves = {i: np.clip(1 - (recall / found[i]) ** rng.uniform(1, 6), 0, 1) * rng.uniform(0.7, 1) for i in there}
+    mean = np.mean(list(curves.values()), axis=0)
+    most = there[np.argsort(-support[there], kind="stable")][:20]
+    ap50 = {i: float(curve.mean()) for i, curve in curves.items()}
+    per_class = {
+        name: {
+            "ap": 0.6 * ap50[i] if support[i] else None,
+            "ap50": ap50[i] if support[i] else None,
+            "recall": confusion[i, i] / int(support[i]) if support[i] else None,
+            "precision": confusion[i, i] / int(confusion[:, i].sum()) if confusion[:, i].sum() else None,
+            "support": int(support[i]),
+        }
+        for i, name in enumerate(names)
+    }
+    return {
+        "ap": 60 * float(mean.mean()),
+        "ap50": 100 * float(mean.mean()),
+        "ap75": None,
+        "pictures": 5000,
+        "per_class": per_class,
+        "curves": {
+            "recall": recall.round(2).tolist(),
+            "iou50": mean.round(4).tolist(),
+            "iou75": (mean * (1 - 0.6 * recall)).round(4).tolist(),
+            "per_class": {names[i]: curves[i].round(4).tolist() for i in most},
+        },
+        "confusion": confusion.tolist(),
+        "confusion_names": [*names, "background"],
+    }
+
+
+def _segmentation(rng: np.random.Generator, names: Sequence[str]) -> dict:
+    """As segment's metric gives it: millions of pixels, a few in nearly every cell."""
+    classes = len(names)
+    support = (2e7 * rng.random(classes) ** 5 + 20_000).astype(np.int64)
+    support[7::8] = 0
+    confusion = np.zeros((classes, classes), dtype=np.int64)
+    for i in range(classes):
+        right = int(rng.uniform(0.3, 0.9) * support[i])
+        confusion[i] = rng.multinomial(support[i] - right, rng.dirichlet(np.full(classes, 0.15)))
+        confusion[i, i] += right
+    hits, named = np.diag(confusion), confusion.sum(axis=0)
+
+    def share(part: np.int64, whole: np.int64) -> float | None:
+        return float(part / whole) if whole else None
+
+    per_class = {
+        name: {
+            "iou": share(hits[i], support[i] + named[i] - hits[i]),
+            "accuracy": share(hits[i], support[i]),
+            "precision": share(hits[i], named[i]),
+            "support": int(support[i]),
+        }
+        for i, name in enumerate(names)
+    }
+    accuracies = [entry["accuracy"] for entry in per_class.values() if entry["accuracy"] is not None]
+    return {
+        "miou": 100 * float(np.mean([entry["iou"] or 0.0 for entry in per_class.values()])),
+        "macc": 100 * float(np.mean(accuracies)),
+        "aacc": 100 * float(hits.sum() / support.sum()),
+        "pictures": 2000,
+        "per_class": per_class,
+        "confusion": confusion.tolist(),
+    }
+
+
+def _drawings(rng: np.random.Generator, folder: Path, names: Sequence[str], count: int = 12) -> list[dict]:
+    """Two pictures beside each other a drawing, of various shapes."""
+    wrong = []
+    (folder / "worst").mkdir(exist_ok=True)
+    for rank in range(count):
+        height = int(rng.integers(180, 520))
+        sheet = np.full((height, 968, 3), 255, np.uint8)
+        for left in (0, 488):
+            ramp = np.linspace(0, 255, 480)[None, :, None] * rng.uniform(0.2, 1.0, size=(height, 1, 3))
+            sheet[:, left : left + 480] = ramp
+        Image.fromarray(sheet).save(folder / "worst" / f"{rank:02}.jpg")
+        truth, predicted = (", ".join(f"{k + 1} {names[k]}" for k in rng.integers(0, len(names), 3)) for _ in "ab")
+        entry = {"path": f"pictures/val/{rank}.jpg", "drawing": f"worst/{rank:02}.jpg", "truth": truth}
+        wrong.append({**entry, "predicted": predicted, "score": rank / 20, "note": ""})
+    return wrong
+
+
 if __name__ == "__main__":
     from metamobile.report import write_report
 
-    print(write_report(make_run(Path(sys.argv[1]), classes=int(sys.argv[2]) if len(sys.argv) > 2 else 10)))
+    folder, number = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 10
+    task = sys.argv[3] if len(sys.argv) > 3 else "classify"
+    print(write_report(make_run(folder, number) if task == "classify" else make_dense_run(folder, task, number)))

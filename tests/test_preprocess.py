@@ -83,7 +83,7 @@ def test_stretch_is_torchvisions_resize_to_both_sides(interpolation: str) -> Non
         ((640, 427), (800, 1333), (800, 1199)),  # 1199.06
         ((1000, 300), (800, 1333), (400, 1333)),  # the longer side is first: 1.333 x 300 = 399.9
         ((683, 512), (512, 2048), (512, 683)),  # as it is
-        ((500, 375), (2048, 512), (384, 512)),  # limits in either order: 512 / 500 is less than 2048 / 375
+        ((500, 375), (2048, 512), (512, 683)),  # limits in either order
         ((500, 375), (512, 512), (384, 512)),
         ((100, 25), (10, 1000), (10, 40)),
         ((50, 33), (4, 5), (3, 5)),  # 3.3 is rounded down

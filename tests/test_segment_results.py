@@ -12,10 +12,10 @@ import pytest
 import sklearn.metrics
 import torch
 import torch.nn.functional as F
-from metamobile.data.masks import MaskSample
 from PIL import Image
 from torchmetrics.classification import MulticlassJaccardIndex
 
+from metamobile.data.masks import MaskSample, open_masks
 from metamobile.errors import NotFinite
 from metamobile.tasks.drawing import colour
 from metamobile.tasks.segment.metric import Metric, confusion_matrix
@@ -23,17 +23,21 @@ from metamobile.tasks.segment.results import (
     CLASS_COLUMNS,
     HEADLINES,
     OPACITY,
+    OPTIONS,
     Segmentation,
     answers_table,
     best_class,
     class_table,
+    configure,
     csv_text,
     decode,
     draw,
     figures_line,
+    in_words,
     json_text,
     mask_png,
     resized,
+    save_more,
     truth_of,
 )
 
@@ -285,6 +289,35 @@ def test_mask_file_gives_back_the_classes(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "y.png"]
 
 
+def test_mask_beside_a_drawing_overwrites_nothing(tmp_path: Path) -> None:
+    result = answer([[0, 1]])
+    for expected in ("a_mask.png", "a_mask-2.png", "a_mask-3.png"):
+        save_more(result, tmp_path / "a.jpg")
+        assert result.mask_file == str(tmp_path / expected)
+    assert np.asarray(Image.open(tmp_path / "a_mask.png")).tolist() == [[0, 1]]
+
+
+def test_windows_of_a_large_picture() -> None:
+    """The network under test gives each pixel's own value, and only takes windows of 8 pixels."""
+
+    class Runtime:
+        name, card = "fake", None
+
+        def run(self, batch: np.ndarray) -> np.ndarray:
+            assert batch.shape[2:] == (8, 8)
+            return batch * 2
+
+    pixels = np.random.default_rng(0).normal(size=(2, 3, 13, 21)).astype(np.float32)
+    np.testing.assert_allclose(configure(Runtime(), slide=8).run(pixels), 2 * pixels, rtol=1e-6)
+    runtime = Runtime()
+    assert configure(runtime) is runtime
+    with pytest.raises(ValueError, match="slide 0: expected the side of a window in pixels"):
+        configure(runtime, slide=0)
+    assert OPTIONS == ("slide",)
+    (result,) = decode(pixels[:1], NAMES, ["x"], [(21, 13)], [(13, 21)], slide=8)
+    np.testing.assert_array_equal(result.mask, pixels[0].argmax(0))
+
+
 def test_answers_as_text() -> None:
     mask = np.zeros((20, 50))
     mask[:2] = 2  # 10 %
@@ -292,6 +325,8 @@ def test_answers_as_text() -> None:
     result = answer(mask)
     columns, rows = answers_table([result, answer(np.ones((2, 2)))])
     assert len(columns) == 4
+    assert in_words(result) == "sky 89.5 %, car 10.0 %, road 0.5 %"
+    assert in_words(result, 1) == "sky 89.5 %"
     assert rows == [["x.png", "sky", "89.5 %", "car 10.0 %"], ["x.png", "road", "100.0 %", ""]]
 
     told = json.loads(json_text([result], {"model": "m"}))
@@ -332,22 +367,14 @@ def test_draw_of_a_real_picture_beside_its_truth(shared: Path) -> None:
     folder = shared / "data" / "camvid"
     if not folder.is_dir():
         pytest.skip(f"needs CamVid at {folder}")
-    path = sorted((folder / "images" / "val").iterdir())[0]
-    names = [
-        "sky",
-        "building",
-        "pole",
-        "road",
-        "pavement",
-        "tree",
-        "sign",
-        "fence",
-        "car",
-        "person",
-        "bicyclist",
-    ]
-    one = MaskSample(path, folder / "annotations" / "val" / f"{path.stem}.png")
-    truth = truth_of(one, names)
+    names = ["sky", "building", "pole", "road", "pavement", "tree"]
+    names += ["sign", "fence", "car", "pedestrian", "bicyclist"]
+    opened = open_masks(folder, classes=names, ignore=11)
+    truth = truth_of(opened.val[0], names)
+    path = opened.val[0].path
+    metric = Metric(names, opened.val)
+    metric.update([truth], [0])
+    assert metric.compute()["miou"] == 100
     sheet = draw(Image.open(path).convert("RGB"), truth)
     assert sheet.width == truth.size[0]
     strip = np.asarray(sheet)[truth.size[1] :]

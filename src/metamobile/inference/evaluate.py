@@ -27,8 +27,8 @@ def evaluate(
 
     Takes the validation split if the data have one, and all of them if not; the data that the model was
     trained on are split as then. Classes are matched by name, pictures preprocessed as the card says.
-    `options` are those of `metamobile.predict` that change what is measured: iou, slide. Errors: ValueError for
-    a class the model does not know, DataError for a picture that cannot be read.
+    `options` are those of `metamobile.predict` that change what is measured: iou, slide. Errors: ValueError
+    for a class the model does not know, DataError for a picture that cannot be read.
     """
     opened = model if isinstance(model, Model) else load(model, device)
     card, module = opened.card, get_results(opened.card.task)

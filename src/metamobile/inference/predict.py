@@ -18,6 +18,7 @@ from metamobile.deploy.runtimes import Pixels
 from metamobile.errors import PictureError
 from metamobile.files import write_text
 from metamobile.inference.model import Model, check_options, load
+from metamobile.inference.video import is_video, predict_video
 from metamobile.tasks import get_results
 
 
@@ -61,14 +62,17 @@ def predict(
 ) -> Predictions:
     """Answer for files, folders, globs or "-" (paths from stdin), a batch at a time.
 
-    Writes annotated pictures into the folder `out` (nothing that is there is overwritten), all answers into
-    `json`, and their table into `csv`. `options` are the task's own: a classifier's `top`, a detector's `conf`
-    and `iou`, a segmenter's `slide`. Errors: ValueError for an unknown model, an option that is not the
-    task's, or nothing to read.
+    A video, or "camera" ("camera:1"), is answered frame by frame (see `predict_video`). Writes annotated
+    pictures into the folder `out` (nothing that is there is overwritten), all answers into `json`, and their
+    table into `csv`. `options` are the task's own: a classifier's `top`, a detector's `conf` and `iou`, a
+    segmenter's `slide`. Errors: ValueError for an unknown model, an option that is not the task's, or nothing
+    to read.
     """
     given = [pictures] if isinstance(pictures, str | Path) else pictures
-    paths = find_pictures(given)
     opened = model if isinstance(model, Model) else load(model, device)
+    if len(given) == 1 and is_video(given[0]):
+        return predict_video(opened, str(given[0]), out=out, json=json, csv=csv, **options)
+    paths = find_pictures(given)
     card, module = opened.card, get_results(opened.card.task)
     check_options(card, options)
     runtime = module.configure(opened.runtime, **options)

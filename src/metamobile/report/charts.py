@@ -15,13 +15,19 @@ Point = tuple[float, float]
 
 @dataclass
 class Line:
-    """One named curve over epochs; `style` is a class of the style sheet, `show` a value in a tip."""
+    """One named curve; `style` is a class of the style sheet, `show` a value in a tip."""
 
     name: str
     style: str
     points: Sequence[Point]
     show: str = "{:.3g}"
     path: str = ""
+    tip: str = ""
+
+    @property
+    def area(self) -> float | None:
+        """The mean height of its points, None without any: of precision over recall, the average precision."""
+        return sum(y for _, y in self.points) / len(self.points) if self.points else None
 
 
 @dataclass
@@ -34,6 +40,9 @@ class Chart:
     y_ticks: list[tuple[float, str]]
     columns: list[dict] = field(default_factory=list)  # one strip an epoch: where it lies, its dots, its tip
     mark: dict | None = None  # the chosen epoch's dot
+    thin: list[Line] = field(default_factory=list)  # behind the others, named in their tips only
+    over: str = "epochs"  # what lies along the x axis
+    axes: tuple[str, str] | None = None  # titles of the axes, where the chart's own does not say them
     width: int = WIDTH
     height: int = HEIGHT
     left: int = LEFT
@@ -98,6 +107,41 @@ def line_chart(
         x, y = at(best)
         chart.mark = {"x": x, "y": y, "style": lines[0].style}
     return chart
+
+
+def recall_chart(title: str, means: Sequence[Line], classes: Sequence[Line]) -> Chart | None:
+    """Draw precision over recall, both from 0 to 1: `means` bold, `classes` as thin lines behind them.
+
+    None where no line has two finite values.
+    """
+    means, classes = ([_finite(line) for line in lines] for lines in (means, classes))
+    means, classes = ([line for line in lines if len(line.points) > 1] for lines in (means, classes))
+    if not means and not classes:
+        return None
+    height = 330  # square enough for two axes of the same length
+    left, bottom = LEFT + 14, height - BOTTOM - 14  # room for the axes' titles
+
+    def at(point: Point) -> Point:
+        x, y = (min(1.0, max(0.0, value)) for value in point)
+        x, y = left + x * (WIDTH - RIGHT - left), bottom - y * (bottom - TOP)
+        return round(x, 1), round(y, 1)
+
+    for line in (*means, *classes):
+        line.path = "M" + "L".join(f"{x} {y}" for x, y in map(at, line.points))
+        line.tip = f"{line.name}\naverage precision {100 * (line.area or 0.0):.1f} %"
+    shares = [i / 5 for i in range(6)]
+    return Chart(
+        title=title,
+        lines=means,
+        x_ticks=[(at((share, 0))[0], f"{share:g}") for share in shares],
+        y_ticks=[(at((0, share))[1], f"{share:g}") for share in shares],
+        thin=classes,
+        over="recall",
+        axes=("recall", "precision"),
+        height=height,
+        left=left,
+        bottom=bottom,
+    )
 
 
 def _finite(line: Line) -> Line:

@@ -1,115 +1,127 @@
-"""The evaluation, ready to draw: confusion matrix as cells, classes as rows, wrong pictures as cards.
+"""The evaluation, ready to draw: classes as rows, wrong pictures as cards, precision-recall curves as lines.
 
-K classes; a confusion matrix is K lists of K counts, a row for each true class.
+Which figures there are of a class is for the task to say: see `CLASS_COLUMNS` in `metamobile.tasks`.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from metamobile.data.pictures import read_picture
 from metamobile.errors import PictureError
+from metamobile.report.charts import Line
+from metamobile.report.confusion import Confusion, percent
 
 THUMBNAIL = 192  # longer side in pixels: sharp at the 150 to 190 CSS pixels of a card, about 6 kB each
+DRAWING = 1000  # longer side of a drawing: as large as the two pictures beside each other are, some 60 kB
+SUPPORT = "support"  # the one figure of a class that is a count
+
+Columns = Sequence[tuple[str, str, str]]  # (key, title, tip)
 
 
-def matrix_view(confusion: Sequence[Sequence[int]], names: Sequence[str], pairs: int = 8) -> dict:
-    """Where each cell of the heat map lies, its colour and texts, and the pairs most often confused."""
-    classes = len(names)
-    cell = round(min(84.0, max(9.0, 520 / classes)), 2)
-    name_size = round(min(13.0, max(7.5, cell * 0.85)), 1)
-    longest = max(len(name) for name in names)
-    margin = round(min(longest, 22) * name_size * 0.58 + 10)  # 0.58 em is a wide letter's share
-    show_counts = cell >= 22
-    cells, confused = [], []
-    for i, row in enumerate(confusion):
-        total = sum(row)
-        for j, count in enumerate(row):
-            if not count:
-                continue
-            share = count / total
-            cells.append(
-                {
-                    "x": round(margin + j * cell, 2),
-                    "y": round(4 + i * cell, 2),
-                    "style": "hit" if i == j else "miss",
-                    # A floor and a square root keep single mistakes visible beside the full diagonal.
-                    "opacity": round(share if i == j else 0.16 + 0.84 * share**0.5, 3),
-                    "text": str(count) if show_counts else "",
-                    "tip": f"{names[i]}\nnamed {names[j]}: {count:,} of {total:,} ({percent(share)})",
-                }
-            )
-            if i != j:
-                confused.append((count, share, i, j))
-    confused.sort(key=lambda entry: (-entry[0], -entry[1]))
-    most = confused[0][0] if confused else 1
-    width = margin + cell * classes + 4
-    return {
-        "cells": cells,
-        "cell": cell,
-        "count_size": round(min(13.0, cell * 0.4), 1),
-        "names": [shorten(name, 22) for name in names],
-        "name_size": name_size,
-        "left": margin,
-        "top": 4,
-        "side": round(cell * classes, 2),
-        "width": round(width),
-        "height": round(4 + cell * classes + margin),
-        "least": round(min(width, max(280.0, 0.72 * width))),
-        "pairs": [
-            {
-                "truth": names[i],
-                "predicted": names[j],
-                "count": count,
-                "share": percent(share),
-                "width": round(100 * count / most, 1),
-            }
-            for count, share, i, j in confused[:pairs]
-        ],
-    }
+def confusion_of(evaluation: Mapping[str, Any]) -> Confusion | None:
+    """None where there is no matrix. `confusion_names` are there where it has a background."""
+    if not evaluation.get("confusion"):
+        return None
+    names = evaluation.get("confusion_names")
+    return Confusion(evaluation["confusion"], names or list(evaluation["per_class"]), background=bool(names))
 
 
-def class_rows(evaluation: dict, names: Sequence[str]) -> list[dict]:
-    """One row a class, lowest recall first, with the class it is most often taken for. Shares in percent."""
+def class_columns(columns: Columns, confusion: Confusion | None) -> list[dict]:
+    """What the table has: the name, the task's figures, what the class is taken for where that is known.
+
+    `sorted` marks the figure by which the rows are sorted, the task's first share.
+    """
+    main = _main_share(columns)
+    table = [{"key": "name", "title": "Class", "tip": "the class, by its readable name"}]
+    table += [{"key": key, "title": title, "tip": tip} for key, title, tip in columns]
+    if confusion is not None:
+        tip = "the commonest wrong answer, and how often"
+        table.append({"key": "taken_for", "title": "Most often taken for", "tip": tip})
+    return [
+        {**column, "sorted": column["key"] == main, "text": column["key"] == "taken_for"} for column in table
+    ]
+
+
+def _main_share(columns: Columns) -> str:
+    return next((key for key, _, _ in columns if key != SUPPORT), SUPPORT)
+
+
+def class_rows(evaluation: Mapping[str, Any], columns: Columns) -> list[dict]:
+    """One row a class, the lowest main figure first, those that have none last. Shares in percent."""
+    main, confusion = _main_share(columns), confusion_of(evaluation)
     rows = []
-    for i, name in enumerate(names):
-        figures = evaluation["per_class"][name]
-        mistakes = [
-            (count, names[j]) for j, count in enumerate(evaluation["confusion"][i]) if j != i and count
-        ]
-        count, other = max(mistakes, default=(0, ""), key=lambda entry: entry[0])
-        rows.append(
-            {
-                "name": name,
-                "support": figures["support"],
-                "recall": 100 * figures["recall"],
-                "precision": 100 * figures["precision"],
-                "f1": 100 * figures["f1"],
-                "taken_for": f"{other} ({count})" if other else "",
-            }
-        )
-    return sorted(rows, key=lambda row: row["recall"])
+    for i, (name, figures) in enumerate(evaluation.get("per_class", {}).items()):
+        row = {"name": name, "taken_for": _taken_for(confusion, i) if confusion else ""}
+        for key, _, _ in columns:
+            value = figures.get(key)
+            row[key] = 100 * value if value is not None and key != SUPPORT else value
+        rows.append(row)
+    return sorted(rows, key=lambda row: (row[main] is None, row[main] or 0.0))
 
 
-def wrong_cards(wrong: Sequence[dict]) -> list[dict]:
-    """One card a picture; one that is gone or unreadable says so in place of its thumbnail."""
+def _taken_for(confusion: Confusion, i: int) -> str:
+    """The other class, not the background: what is missed is in the recall."""
+    row = confusion.counts[i][: confusion.classes]
+    mistakes = [(count, j) for j, count in enumerate(row) if j != i and count]
+    if not mistakes:
+        return ""
+    count, j = max(mistakes, key=lambda entry: entry[0])
+    often = percent(count / confusion.totals[i]) if confusion.large else str(count)
+    return f"{confusion.names[j]} ({often})"
+
+
+def precision_recall(curves: Mapping[str, Any] | None) -> tuple[list[Line], list[Line]]:
+    """(means over the classes at two IoUs, classes at IoU 0.5) as points (recall, precision).
+
+    Classes come with the largest area first, which is their average precision.
+    """
+    if not curves:
+        return [], []
+    recall = curves["recall"]
+    means = [
+        _curve(f"mean, IoU {iou}", style, recall, curves.get(key) or [])
+        for iou, style, key in (("0.50", "main", "iou50"), ("0.75", "warm", "iou75"))
+    ]
+    classes = [_curve(name, "third", recall, values) for name, values in curves.get("per_class", {}).items()]
+    classes.sort(key=lambda line: -(line.area or 0.0))
+    return means, classes
+
+
+def _curve(name: str, style: str, recall: Sequence[float], precision: Sequence[float | None]) -> Line:
+    points = [(x, y) for x, y in zip(recall, precision, strict=False) if y is not None]
+    return Line(name, style, points)
+
+
+def wrong_cards(wrong: Sequence[dict], folder: Path) -> list[dict]:
+    """One card a picture; one that is gone or unreadable says so in place of its image.
+
+    Where the task has drawn it, the drawing in the run's `folder` is shown, else the picture itself.
+    """
     cards = []
     for entry in wrong:
+        drawing = entry.get("drawing")
+        path = folder / drawing if drawing else Path(entry["path"])
         image, missing = "", ""
         try:
-            image = thumbnail(entry["path"])
+            image = data_url(path, DRAWING if drawing else THUMBNAIL)
         except (PictureError, OSError) as error:
-            missing = "the picture is no longer there" if not Path(entry["path"]).exists() else str(error)
+            gone = f"the {'drawing' if drawing else 'picture'} is no longer there"
+            missing = gone if not path.exists() else str(error)
+        score = entry.get("score")
         cards.append(
             {
                 "path": entry["path"],
                 "name": Path(entry["path"]).name,
                 "truth": entry["truth"],
                 "predicted": entry["predicted"],
-                "score": percent(entry["score"]),
+                "score": "-" if score is None else percent(score),
+                "note": entry.get("note") or "",
+                "drawn": bool(drawing),
                 "image": image,
                 "missing": missing,
             }
@@ -117,19 +129,10 @@ def wrong_cards(wrong: Sequence[dict]) -> list[dict]:
     return cards
 
 
-def thumbnail(path: str) -> str:
-    """The picture as a data URL, its longer side at most `THUMBNAIL` pixels."""
+def data_url(path: Path, side: int) -> str:
+    """The picture as a data URL, its longer side at most `side` pixels."""
     picture = read_picture(path)
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    picture.thumbnail((side, side))
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=80, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def percent(share: float) -> str:
-    """0.1234 -> "12.3 %"."""
-    return f"{100 * share:.1f} %"
-
-
-def shorten(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"

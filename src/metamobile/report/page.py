@@ -1,5 +1,6 @@
 """The report: a run folder as one HTML page that needs no network.
 
+What a run's figures are is for its task to say, in `HEADLINES` and `CLASS_COLUMNS` of its results module.
 Texts from the run (class names, paths, the recipe) are escaped by the template engine; the page's own style
 and script are the only markup that is passed through.
 """
@@ -7,27 +8,34 @@ and script are the only markup that is passed through.
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jinja2
 from markupsafe import Markup
 
 from metamobile.files import write_text
-from metamobile.report.charts import Chart, Line, line_chart
-from metamobile.report.evaluation import class_rows, matrix_view, wrong_cards
+from metamobile.report.charts import Chart, Line, line_chart, recall_chart
+from metamobile.report.confusion import matrix_view
+from metamobile.report.evaluation import (
+    SUPPORT,
+    class_columns,
+    class_rows,
+    confusion_of,
+    precision_recall,
+    wrong_cards,
+)
 from metamobile.report.run import RunRecord, read_run
+from metamobile.tasks import get_results
 
-COLUMNS = [
-    ("name", "Class", "the class, by its readable name"),
-    ("support", "Pictures", "validation pictures of this class"),
-    ("recall", "Recall %", "share of this class's pictures that were named right"),
-    ("precision", "Precision %", "share of the pictures named so that are of this class"),
-    ("f1", "F1 %", "harmonic mean of recall and precision"),
-    ("taken_for", "Most often taken for", "the commonest wrong answer, and how often"),
-]
+if TYPE_CHECKING:
+    from metamobile.tasks import ResultsModule
+
 # Anchor, name in the contents, and the part of the view without which the section is left out.
 SECTIONS = [
     ("curves", "Curves", "charts"),
+    ("recall", "Precision and recall", "recall"),
     ("wrong", "Wrong pictures", "wrong"),
     ("confusion", "Confusion", "matrix"),
     ("classes", "Classes", "classes"),
@@ -40,7 +48,7 @@ def write_report(run_folder: str | Path) -> Path:
     """Write `report.html` into the run folder from what lies there; returns its path.
 
     Parts of which the files are not there yet (no evaluation, no weights) are left out.
-    Raises ValueError for a folder without `metrics.jsonl`.
+    Errors: ValueError for a folder without `metrics.jsonl` and for an unknown task.
     """
     run = read_run(run_folder)
     path = run.folder / "report.html"
@@ -54,18 +62,26 @@ def render(run: RunRecord) -> str:
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(here), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    evaluation = run.evaluation
-    names = list(evaluation["per_class"]) if evaluation else []
+    evaluation, results = run.evaluation, get_results(run.task)
+    confusion = confusion_of(evaluation)
+    means, classes = precision_recall(evaluation.get("curves"))
+    columns = class_columns(results.CLASS_COLUMNS, confusion)
+    wrong = wrong_cards(evaluation.get("wrong", []), run.folder)
     view = {
         "title": run.folder.resolve().name,
         "lead": _lead(run),
         "unfinished": _unfinished(run),
-        "figures": _figures(run),
-        "charts": _charts(run),
-        "wrong": wrong_cards(evaluation.get("wrong", [])),
-        "matrix": matrix_view(evaluation["confusion"], names) if evaluation else None,
-        "classes": class_rows(evaluation, names) if evaluation else [],
-        "columns": COLUMNS,
+        "figures": _figures(run, results),
+        "charts": _charts(run, results),
+        "recall": recall_chart("Precision over recall", means, classes),
+        "wrong": wrong,
+        "drawn": any(card["drawn"] for card in wrong),
+        "matrix": matrix_view(confusion) if confusion else None,
+        "classes": class_rows(evaluation, results.CLASS_COLUMNS),
+        "columns": columns,
+        "sorted_by": [_in_a_sentence(column["title"]) for column in columns if column["sorted"]],
+        "count": f"{len(evaluation.get('per_class', ())):,}",
+        "validated": any(epoch.get("val_loss") is not None for epoch in run.epochs),
         "commands": _commands(run),
         "facts": _facts(run),
         "recipe": run.recipe,
@@ -78,15 +94,16 @@ def render(run: RunRecord) -> str:
     return templates.get_template("page.html").render(view)
 
 
-def best_epoch(run: RunRecord) -> dict | None:
-    """The epoch whose weights were kept: the highest validation top-1, the earlier of two equal ones."""
-    measured = [epoch for epoch in run.epochs if epoch.get("top1") is not None]
-    return max(measured, key=lambda epoch: epoch["top1"], default=None)
+def best_epoch(run: RunRecord, key: str) -> dict | None:
+    """The epoch whose weights were kept: the highest main figure, the earlier of two equal ones."""
+    measured = [epoch for epoch in run.epochs if epoch.get(key) is not None]
+    return max(measured, key=lambda epoch: epoch[key], default=None)
 
 
 def _lead(run: RunRecord) -> str:
     data = run.start.get("data", {})
-    parts = [str(run.setting("model", "name") or "")]
+    name, head = run.setting("model", "name") or "", run.setting("model", "head")
+    parts = [f"{name} with {head}" if head else str(name)]
     if run.setting("data", "path"):
         parts.append(f"trained on {Path(run.setting('data', 'path')).name}")
     if data:
@@ -104,21 +121,23 @@ def _unfinished(run: RunRecord) -> str:
     return ""
 
 
-def _figures(run: RunRecord) -> list[dict]:
+def _figures(run: RunRecord, results: ResultsModule) -> list[dict]:
     """The headline cards: value, unit, and a note that says what the value is of."""
-    best = best_epoch(run)
+    main, label, *_ = results.HEADLINES[0]
+    best = best_epoch(run, main)
     planned = run.setting("schedule", "epochs") or (run.epochs[-1]["epoch"] if run.epochs else 0)
     averaged = "averaged weights" if run.setting("ema", "enabled") else "weights"
+    measured = ({main: best[main]} if best else {}) | run.evaluation
     figures = []
-    top1 = run.evaluation.get("top1", best and best["top1"])
-    if top1 is not None:
-        figures.append(_figure("Top-1", f"{top1:.1f}", "%", _wrong_count(run)))
-    if run.evaluation.get("top5") is not None and len(run.evaluation["per_class"]) > 5:
-        figures.append(
-            _figure("Top-5", f"{run.evaluation['top5']:.1f}", "%", "the truth is among the first five")
-        )
+    for key, name, unit, note in results.HEADLINES:
+        if key not in measured or _says_nothing(key, measured):
+            continue
+        value = measured[key]
+        if key == main:
+            note = _wrong_count(run, results) or note
+        figures.append(_figure(name, *(("-", "") if value is None else (f"{value:.1f}", unit)), note))
     if best:
-        note = f"chosen by validation top-1 of the {averaged}"
+        note = f"chosen by validation {_in_a_sentence(label)} of the {averaged}"
         figures.append(_figure("Epoch", str(best["epoch"]), f"of {planned}", note))
     if run.start.get("parameters"):
         figures.append(_figure("Parameters", *_count(run.start["parameters"]), _file_note(run)))
@@ -129,17 +148,33 @@ def _figures(run: RunRecord) -> list[dict]:
     return figures
 
 
+def _in_a_sentence(label: str) -> str:
+    """ "Recall %" -> "recall"; "mIoU" and "AP" are written as they are."""
+    label = label.removesuffix(" %")
+    return label.lower() if label[1:].islower() else label
+
+
 def _figure(label: str, value: str, unit: str, note: str) -> dict:
     return {"label": label, "value": value, "unit": unit, "note": note}
 
 
-def _wrong_count(run: RunRecord) -> str:
-    confusion = run.evaluation.get("confusion")
-    if not confusion:
-        return "of the validation pictures"
-    total = sum(map(sum, confusion))
-    wrong = total - sum(row[i] for i, row in enumerate(confusion))
-    return f"{wrong:,} of {total:,} validation pictures wrong"
+def _says_nothing(key: str, measured: dict) -> bool:
+    """Whether it is a top-n of no more than n classes, which is always right."""
+    top = re.fullmatch(r"top(\d+)", key)
+    return bool(top) and int(top[1]) > 1 and len(measured.get("per_class", ())) <= int(top[1])
+
+
+def _wrong_count(run: RunRecord, results: ResultsModule) -> str:
+    """The main figure in counts, where it is the confusion matrix's share of right answers; else ""."""
+    confusion, value = confusion_of(run.evaluation), run.evaluation.get(results.HEADLINES[0][0])
+    total = sum(confusion.totals) if confusion and not confusion.background else 0
+    if not confusion or not total or value is None:
+        return ""
+    right = sum(row[i] for i, row in enumerate(confusion.counts))
+    if not math.isclose(100 * right / total, value, abs_tol=1e-6):
+        return ""
+    unit = next((title.lower() for key, title, _ in results.CLASS_COLUMNS if key == SUPPORT), "answers")
+    return f"{total - right:,} of {total:,} validation {unit} wrong"
 
 
 def _count(number: int) -> tuple[str, str]:
@@ -163,19 +198,20 @@ def duration(seconds: float) -> tuple[str, str]:
     return f"{minutes // 60}:{minutes % 60:02}", "h"
 
 
-def _charts(run: RunRecord) -> list[Chart]:
-    epochs, best = run.epochs, best_epoch(run)
+def _charts(run: RunRecord, results: ResultsModule) -> list[Chart]:
+    main, label, unit, _ = results.HEADLINES[0]
+    epochs, best = run.epochs, best_epoch(run, main)
     averaged = "averaged" if run.setting("ema", "enabled") else "validation"
     chosen = best["epoch"] if best else None
 
     def series(name: str, style: str, key: str, show: str) -> Line:
         return Line(name, style, [(e["epoch"], e[key]) for e in epochs if e.get(key) is not None], show)
 
-    accuracy = line_chart(
-        "Top-1, %",
+    figure = line_chart(
+        f"{label}, {unit}",
         [
-            series(averaged, "main", "top1", "{:.1f} %"),
-            series("raw weights", "third", "raw_top1", "{:.1f} %"),
+            series(averaged, "main", main, "{:.1f} %"),
+            series("raw weights", "third", f"raw_{main}", "{:.1f} %"),
         ],
         low=0,
         high=100,
@@ -190,7 +226,7 @@ def _charts(run: RunRecord) -> list[Chart]:
         low=0,
     )
     rate = line_chart("Learning rate", [series("learning rate", "warm", "lr", "{:.2e}")], low=0)
-    return [chart for chart in (accuracy, loss, rate) if chart]
+    return [chart for chart in (figure, loss, rate) if chart]
 
 
 def _commands(run: RunRecord) -> list[tuple[str, str]]:

@@ -25,6 +25,10 @@ class RunRecord:
         """A value of the resolved recipe, or None."""
         return self.settings.get(section, {}).get(key)
 
+    @property
+    def task(self) -> str:
+        return self.settings.get("task") or "classify"
+
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
         return yaml.safe_load(self.recipe) or {}

@@ -49,7 +49,7 @@ class DataModule(Protocol):
 
     def open_data(self, settings: DataSettings, exclude: Collection[Path] = ()) -> Data: ...
     def eval_samples(self, data: str | Path, card: Card) -> tuple[Sequence[Any], str]:
-        """What to measure a model on: the validation split if there is one; and where it comes from in words."""
+        """What to measure a model on, the validation split if there is one; where it comes from in words."""
 
     def class_names(self, classes: Sequence[str]) -> list[str]: ...
 
@@ -113,6 +113,7 @@ class Task(Protocol):
     name: str
     data: DataModule
     results: ResultsModule
+    ignores: Sequence[str]  # settings of the recipe that it has no use for
     collate: Callable[[list[Any]], Any] | None  # items of a data set -> a batch; None: torch's own
 
     def build_model(self, recipe: Recipe, num_classes: int) -> nn.Module: ...

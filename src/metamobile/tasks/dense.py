@@ -22,6 +22,12 @@ from metamobile.models.variants import VARIANTS
 if TYPE_CHECKING:
     from metamobile.training.recipe import Recipe
 
+# settings of the classifiers' recipes
+CLASSIFIERS = (
+    *("augment.scale", "augment.ratio", "augment.auto_augment", "augment.color_jitter", "augment.erase"),
+    *("augment.mixup", "augment.cutmix", "augment.interpolation", "data.resize", "loss.label_smoothing"),
+    *("distill.teacher", "model.drop_rate"),
+)
 DRAWN = 480  # longer side in pixels of each of the two pictures in a drawing of the worst
 GAP = 8
 
@@ -37,8 +43,6 @@ def build_dense(recipe: Recipe, num_classes: int) -> nn.Module:
     args: dict[str, Any] = dict(settings.args)
     if settings.drop_path_rate is not None:
         args["drop_path_rate"] = settings.drop_path_rate
-    if settings.drop_rate:
-        args["dropout"] = settings.drop_rate
     if timm.models.get_arch_name(settings.name) in VARIANTS and settings.window_size is not None:
         args |= {"window_size": settings.window_size, "img_size": recipe.data.shape}
     if settings.norm_eval:

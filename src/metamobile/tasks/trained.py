@@ -14,7 +14,7 @@ from metamobile.weights.card import Card
 def split_of_training(
     data: str | Path, card: Card, inspect: Callable[..., Any], open_data: Callable[..., Any]
 ) -> Any:
-    """What `open_data` gives for `data` under the card's recipe, or None where the model was trained elsewhere.
+    """What `open_data` gives for `data` under the card's recipe; None where the model was trained elsewhere.
 
     The folder is known by its name, wherever it lies now. Errors: DataError if its classes are others now.
     """

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from metamobile.models.create import plain_network
 from metamobile.models.emo import EMO, padded_share
-from metamobile.tasks import Data
+from metamobile.tasks import Data, get_task
 from metamobile.training.finetune import learning_prefixes
 from metamobile.training.progress import Reporter
 from metamobile.training.recipe import Recipe
@@ -100,8 +100,15 @@ def without_effect(
     ema, augment, schedule = recipe.ema, recipe.augment, recipe.schedule
     if not ema.enabled and ema.decay != default.ema.decay:
         yield "ema.decay, as ema.enabled is false"
-    if schedule.warmup_epochs == 0 and schedule.warmup_lr != default.schedule.warmup_lr:
-        yield "schedule.warmup_lr, as schedule.warmup_epochs is 0"
+    warmup = "warmup_epochs" if schedule.warmup_steps is None else "warmup_steps"
+    if not getattr(schedule, warmup) and schedule.warmup_lr != default.schedule.warmup_lr:
+        yield f"schedule.warmup_lr, as schedule.{warmup} is 0"
+    if schedule.name != "poly" and schedule.power != default.schedule.power:
+        yield f"schedule.power, as schedule.name is {schedule.name}"
+    for place in get_task(recipe.task).ignores:
+        section, key = place.split(".")
+        if getattr(getattr(recipe, section), key) != getattr(getattr(default, section), key):
+            yield f"{place}, as {recipe.task} has no use for it"
     if augment.auto_augment and augment.color_jitter:
         yield "augment.color_jitter, as augment.auto_augment takes its place in timm's transform"
     if "betas" not in optimizer.defaults and recipe.optim.betas != default.optim.betas:

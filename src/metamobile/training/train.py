@@ -162,6 +162,7 @@ def _train(recipe: Recipe, folder: RunFolder, resume: bool, quiet: bool) -> Run:
         average = ModelEmaV3(plain, decay=recipe.ema.decay, use_warmup=recipe.ema.warmup)
         accelerator.register_for_checkpointing(AverageState(average))
     progress = Progress(steps_per_epoch=len(train_loader))
+    recipe = _fit_warmup_steps(recipe, len(train_loader), reporter)
     accelerator.register_for_checkpointing(progress)
     if resume:
         load_state(accelerator, folder.state)
@@ -274,6 +275,13 @@ def _check_settings(recipe: Recipe) -> None:
             f"recipe: optim.name is {recipe.optim.name!r}; expected adamw, sgd, lion or another of timm's"
             + nearest(recipe.optim.name, known)
         )
+    for key in ("norm_eval", "frozen_stages"):
+        if getattr(recipe.model, key) and not recipe.model.pretrained:
+            raise ValueError(
+                f"recipe: model.{key} keeps a part of the backbone as it is, but model.pretrained names no "
+                f"weights; expected weights (such as --set model.pretrained={next(iter(SHIPPED))}), or "
+                f"--set model.{key}={str(getattr(Recipe().model, key)).lower()}"
+            )
     if recipe.schedule.frozen_epochs and not recipe.model.pretrained:
         raise ValueError(
             f"recipe: schedule.frozen_epochs is {recipe.schedule.frozen_epochs}, but model.pretrained names "
@@ -286,6 +294,8 @@ def _check_settings(recipe: Recipe) -> None:
 def _fit_warmup(recipe: Recipe, reporter: Reporter) -> Recipe:
     """A warm-up as long as the run would never reach the learning rate: a tenth of the run then."""
     schedule = recipe.schedule
+    if schedule.warmup_steps is not None:
+        return recipe
     if schedule.warmup_epochs < schedule.epochs:
         return recipe
     shorter = schedule.epochs / 10
@@ -294,6 +304,15 @@ def _fit_warmup(recipe: Recipe, reporter: Reporter) -> Recipe:
         f"shortened to {shorter:g}"
     )
     return recipe.replace({"schedule.warmup_epochs": shorter})
+
+
+def _fit_warmup_steps(recipe: Recipe, steps_per_epoch: int, reporter: Reporter) -> Recipe:
+    """The same for a warm-up that is told in steps."""
+    steps, given = recipe.schedule.epochs * steps_per_epoch, recipe.schedule.warmup_steps
+    if given is None or given < steps:
+        return recipe
+    reporter.say(f"schedule.warmup_steps {given} would take all {steps} steps; shortened to {steps // 10}")
+    return recipe.replace({"schedule.warmup_steps": steps // 10})
 
 
 def _open_data(task: Task, recipe: Recipe, resume: bool, reporter: Reporter) -> Data:

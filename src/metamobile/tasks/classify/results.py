@@ -6,7 +6,6 @@ B batch, K classes.
 from __future__ import annotations
 
 import csv
-import functools
 import io
 import json
 import sys
@@ -17,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from metamobile.errors import NotFinite
+from metamobile.tasks.drawing import INK, SHADE, enlarged, fit, text_size
+from metamobile.tasks.drawing import font as drawing_font
 
 if TYPE_CHECKING:
     from metamobile.deploy.runtimes import Runtime
@@ -36,7 +37,7 @@ CLASS_COLUMNS = [
     ("f1", "F1 %", "harmonic mean of recall and precision"),
 ]
 OPTIONS = ("top",)
-SHADE, TRACK, BAR, INK = (17, 20, 26), (38, 44, 54), (37, 99, 175), (255, 255, 255)
+TRACK, BAR = (38, 44, 54), (37, 99, 175)
 
 
 @dataclass
@@ -110,14 +111,10 @@ def draw(picture: Image.Image, result: Classification) -> Image.Image:
 
     A picture narrower than 256 pixels is enlarged in whole steps, so that the strip can be read.
     """
-    scale = max(1, 256 // max(picture.size))
-    picture = picture.convert("RGB").resize(
-        (picture.width * scale, picture.height * scale), Image.Resampling.NEAREST
-    )
+    picture = enlarged(picture)
     width = max(picture.width, 256)
-    # a share of the width up to a large picture's height, so that a panorama's strip does not bury it
-    text = max(14, round(min(width, 1.5 * max(picture.height, 256)) / 32))
-    regular, bold = _font(text), _font(text, bold=True)
+    text = text_size(picture)
+    regular, bold = drawing_font(text), drawing_font(text, bold=True)
     gap, row = round(text * 0.4), round(text * 1.7)
     labels = result.labels[:5]
     sheet = Image.new("RGB", (width, picture.height + gap + len(labels) * (row + gap)), SHADE)
@@ -132,31 +129,13 @@ def draw(picture: Image.Image, result: Classification) -> Image.Image:
         pen.rounded_rectangle((left, top, left + score * (right - left), top + row), radius, fill=BAR)
         percent = f"{100 * score:.1f} %"
         room = right - left - 3 * gap - font.getlength(percent)
-        pen.text((left + gap, middle), _fit(label, font, room), INK, font, anchor="lm")
+        pen.text((left + gap, middle), fit(label, font, room), INK, font, anchor="lm")
         pen.text((right - gap, middle), percent, INK, font, anchor="rm")
     return sheet
 
 
 def save_more(result: Classification, drawing: Path) -> None:
     """Nothing but the drawing is written for a classification."""
-
-
-def _fit(label: str, font: ImageFont.FreeTypeFont, room: float) -> str:
-    """The label, cut with an ellipsis to `room` pixels."""
-    if font.getlength(label) <= room:
-        return label
-    while label and font.getlength(label + "…") > room:
-        label = label[:-1]
-    return label.rstrip() + "…"
-
-
-@functools.cache
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans from matplotlib: PIL's own font knows Latin letters only."""
-    from matplotlib import get_data_path
-
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(Path(get_data_path(), "fonts", "ttf", name)), size)
 
 
 def answers_table(results: Sequence[Classification]) -> tuple[list[str], list[list[str]]]:

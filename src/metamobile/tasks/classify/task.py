@@ -78,6 +78,11 @@ class ClassifyTask:
     data = data_module
     results = results_module
     collate = None
+    ignores = (
+        *("model.norm_eval", "model.frozen_stages", "data.classes", "data.ignore"),
+        *(f"augment.{key}" for key in ("photometric", "expand", "iou_crop", "mosaic", "resize", "crop_most")),
+        *("loss.auxiliary", "loss.class_weights"),
+    )
 
     def build_model(self, recipe: Recipe, num_classes: int) -> nn.Module:
         settings = recipe.model

@@ -15,7 +15,7 @@ from metamobile.data.boxes import BoxData
 from metamobile.data.loader import TruthDataset
 from metamobile.data.preprocess import Preprocess
 from metamobile.deploy.runtimes import to_arrays
-from metamobile.tasks.dense import build_dense, draw_worst, stack, validation_dataset
+from metamobile.tasks.dense import CLASSIFIERS, build_dense, draw_worst, stack, validation_dataset
 from metamobile.tasks.detect import data as data_module
 from metamobile.tasks.detect import results as results_module
 from metamobile.tasks.detect.augment import Augment, collate, mosaic
@@ -40,6 +40,11 @@ class DetectTask:
     name = "detect"
     data = data_module
     results = results_module
+    ignores = (
+        *CLASSIFIERS,
+        *("augment.resize", "augment.crop_most", "data.classes", "data.ignore"),
+        *("loss.auxiliary", "loss.class_weights"),
+    )
 
     @staticmethod
     def collate(items: list[tuple[Tensor, Any]]) -> Any:

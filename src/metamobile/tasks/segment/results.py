@@ -25,6 +25,7 @@ from metamobile.tasks.drawing import Colour, colour, enlarged, with_legend
 
 if TYPE_CHECKING:
     from metamobile.data.masks import MaskSample
+    from metamobile.deploy.runtimes import Runtime
 
 HEADLINES = [
     ("miou", "mIoU", "%", "overlap with the truth, mean of the classes"),
@@ -37,6 +38,7 @@ CLASS_COLUMNS = [
     ("accuracy", "Accuracy %", "share of this class's pixels that were named right"),
     ("precision", "Precision %", "share of the pixels named so that are of this class"),
 ]
+OPTIONS = ("slide",)
 NOT_LABELLED = "not labelled"
 OPACITY = 0.55
 STRIP = 64  # rows of the picture that are decoded at once
@@ -88,11 +90,14 @@ def decode(
     pictures: Sequence[str],
     sizes: Sequence[tuple[int, int]],
     shapes: Sequence[tuple[int, int]] = (),
+    *,
+    slide: int | None = None,
 ) -> list[Segmentation]:
     """Logits (B, K, h, w), or B arrays (K, h, w) -> the best class of each pixel at each picture's own size.
 
     `sizes` are (width, height). The logits are taken to cover the whole picture; they are resized, and then
-    the class is chosen. Errors: NotFinite; ValueError where the logits do not fit pictures and classes.
+    the class is chosen. `slide` is for `configure` alone. Errors: NotFinite; ValueError where the logits do
+    not fit pictures and classes.
     """
     maps = [np.asarray(one) for one in outputs]  # type: ignore[union-attr]
     labels = distinct(names)
@@ -110,6 +115,17 @@ def decode(
 
 
 answers = decode  # what the metric takes
+
+
+def configure(runtime: Runtime, *, slide: int | None = None) -> Runtime:
+    """The runtime, in overlapping windows of `slide` pixels if that is given. Errors: ValueError for none."""
+    if slide is None:
+        return runtime
+    if slide < 1:
+        raise ValueError(f"slide {slide}: expected the side of a window in pixels, such as 512")
+    from metamobile.tasks.segment.slide import Sliding
+
+    return Sliding(runtime, slide)
 
 
 def best_class(logits: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.integer]:
@@ -170,7 +186,7 @@ def truth_of(sample: MaskSample, names: Sequence[str]) -> Segmentation:
     if len(names) <= IGNORED:
         mask: NDArray[np.integer] = truth.astype(np.uint8)
     else:
-        mask = np.where(truth == IGNORED, -1, truth).astype(np.int32)
+        mask = np.where(truth == IGNORED, -1, truth.astype(np.int32))
     height, width = mask.shape
     return Segmentation(str(sample.path), (width, height), mask, distinct(names))
 
@@ -245,6 +261,22 @@ def mask_png(result: Segmentation, path: str | Path) -> None:
     with aside(path) as temporary:
         picture.save(temporary, format="PNG", optimize=True)
     result.mask_file = str(path)
+
+
+def save_more(result: Segmentation, drawing: Path) -> None:
+    """Write the classes beside the drawing, as name_mask.png, the name that data sets of masks have.
+
+    With the first number from 2 that no file there has, if that is there already.
+    """
+    path, number = drawing.with_name(f"{drawing.stem}_mask.png"), 2
+    while path.exists():
+        path, number = drawing.with_name(f"{drawing.stem}_mask-{number}.png"), number + 1
+    mask_png(result, path)
+
+
+def in_words(result: Segmentation, most: int = 4) -> str:
+    """ "road 42.1 %, sky 20.0 %": the largest classes and their shares of the picture."""
+    return ", ".join(f"{result.labels[i]} {_percent(share)}" for i, share in result.shares()[:most])
 
 
 def answers_table(results: Sequence[Segmentation]) -> tuple[list[str], list[list[str]]]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from metamobile.data.loader import TruthDataset
 from metamobile.data.masks import IGNORED, MaskData, MaskSample
 from metamobile.data.preprocess import Preprocess
-from metamobile.tasks.dense import build_dense, draw_worst, stack, validation_dataset
+from metamobile.tasks.dense import CLASSIFIERS, build_dense, draw_worst, stack, validation_dataset
 from metamobile.tasks.segment import data as data_module
 from metamobile.tasks.segment import results as results_module
 from metamobile.tasks.segment.augment import Augment
@@ -56,6 +56,7 @@ class SegmentTask:
     data = data_module
     results = results_module
     collate = staticmethod(stack)
+    ignores = (*CLASSIFIERS, "augment.expand", "augment.iou_crop", "augment.mosaic")
 
     def build_model(self, recipe: Recipe, num_classes: int) -> nn.Module:
         return build_dense(recipe, num_classes)

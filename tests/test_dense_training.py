@@ -1,0 +1,227 @@
+"""Detection and segmentation through the same verbs, loop and run folder as classification."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from faster_coco_eval import COCO
+from PIL import Image
+
+import metamobile
+from metamobile.data.shape_scenes import write_boxes, write_masks
+from metamobile.models.create import create_model
+from metamobile.tasks.look import check, find_task
+from metamobile.training.finetune import load_pretrained
+from metamobile.training.loop import Interrupted
+from metamobile.training.progress import Reporter
+from metamobile.training.train import Run, train
+from metamobile.weights.card import Card
+from metamobile.weights.file import load_weights, save_weights
+from small_training import TINY_ARGS, assert_same_run, interrupt_after, metrics
+
+HEADS = {"detect": "ssdlite", "segment": "deeplabv3"}
+EPOCHS = 3
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("scenes")
+    return {
+        "detect": write_boxes(folder / "boxes", train=16, val=5, size=64, objects=(1, 2)),
+        "segment": write_masks(folder / "masks", train=16, val=5, size=64, objects=(1, 2)),
+    }
+
+
+def run_training(task: str, folder: Path, out: Path, *settings: str, **changed: Any) -> Run:
+    arguments: dict[str, Any] = {"epochs": EPOCHS, "size": 64, "batch_size": 8, "workers": 0, "device": "cpu"}
+    arguments |= {"head": HEADS[task]} | changed
+    own = [f"model.args={json.dumps(TINY_ARGS)}", "run.log_every=1", "schedule.warmup_epochs=0.5"]
+    if task == "segment":
+        own.append("data.val_size=64")
+    return train("emo_1m", folder, out=out, set=[*own, *settings], quiet=True, **arguments)
+
+
+@pytest.fixture(scope="module")
+def runs(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    folder = tmp_path_factory.mktemp("runs")
+    return {task: run_training(task, data[task], folder / task) for task in HEADS}
+
+
+MAIN = {"detect": "ap", "segment": "miou"}
+
+
+@pytest.mark.parametrize("task", HEADS)
+def test_a_run_leaves_what_a_classifiers_leaves(runs: dict[str, Run], task: str) -> None:
+    run = runs[task]
+    files = {path.name for path in run.folder.iterdir()}
+    assert files >= {
+        "recipe.yaml",
+        "model.safetensors",
+        "last",
+        "metrics.jsonl",
+        "evaluation.json",
+        "report.html",
+    }
+    assert run.card.task == task and run.card.model_args["head"] == HEADS[task]
+    losses = [line["loss"] for line in metrics(run.folder, "step")]
+    assert np.mean(losses[-2:]) < 0.8 * np.mean(losses[:2])
+    epochs = metrics(run.folder, "epoch")
+    assert run.metrics[MAIN[task]] == pytest.approx(max(line[MAIN[task]] or 0 for line in epochs))
+    drawn = json.loads((run.folder / "evaluation.json").read_text())["wrong"]
+    assert drawn and all((run.folder / entry["drawing"]).is_file() for entry in drawn)
+
+
+@pytest.mark.parametrize("task", HEADS)
+def test_evaluate_gives_the_figures_of_the_run(
+    runs: dict[str, Run], data: dict[str, Path], task: str
+) -> None:
+    figures = metamobile.evaluate(runs[task].folder, data[task], batch_size=2, workers=2)
+    assert figures["pictures"] == 5 and figures["task"] == task
+    expected = json.loads((runs[task].folder / "evaluation.json").read_text())
+    for key in (MAIN[task], "per_class", "confusion"):
+        assert (
+            figures[key] == pytest.approx(expected[key])
+            if key == MAIN[task]
+            else figures[key] == expected[key]
+        )
+
+
+@pytest.mark.parametrize("task", HEADS)
+def test_a_run_that_goes_on_is_one_that_never_stopped(
+    runs: dict[str, Run], data: dict[str, Path], tmp_path: Path, task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt_after(1, patch, signal.SIGTERM)
+        run_training(task, data[task], tmp_path / "run")
+    train(resume=tmp_path / "run", quiet=True)
+    assert_same_run(tmp_path / "run", runs[task].folder)
+
+
+def test_a_segmenter_answers_at_each_pictures_own_size(runs: dict[str, Run], tmp_path: Path) -> None:
+    pictures = tmp_path / "in"
+    pictures.mkdir()
+    for name, size in (("wide", (90, 50)), ("high", (33, 64))):
+        Image.effect_noise(size, 80).save(pictures / f"{name}.png")
+    found = metamobile.predict(
+        runs["segment"].folder,
+        pictures,
+        out=tmp_path / "out",
+        json=tmp_path / "a.json",
+        csv=tmp_path / "a.csv",
+    )
+    assert [result.mask.shape for result in found.results] == [(64, 33), (50, 90)]
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == ["high.jpg", "high_mask.png", "wide.jpg", "wide_mask.png"]
+    with Image.open(tmp_path / "out" / "wide_mask.png") as mask:
+        assert np.array_equal(np.asarray(mask), found.results[1].mask)
+    (again,) = metamobile.load(runs["segment"].folder).predict(pictures / "high.png")
+    assert np.array_equal(again.mask, found.results[0].mask)
+    assert json.loads((tmp_path / "a.json").read_text())["classes"][0] == "background"
+
+
+def test_windows_that_slide_over_a_picture(runs: dict[str, Run], tmp_path: Path) -> None:
+    """One window as large as the picture changes nothing; smaller ones answer by what each sees alone."""
+    picture = Image.effect_noise((64, 64), 90).convert("RGB")
+    model = metamobile.load(runs["segment"].folder)
+    whole, same = (model.predict(picture, **options)[0].mask for options in ({}, {"slide": 64}))
+    assert np.array_equal(whole, same)
+    halves = [model.runtime.run(p) for p in np.split(_pixels(model, picture), 2, axis=3)]
+    joined = np.concatenate(halves, axis=3)[0].argmax(0)
+    slid = model.predict(picture, slide=32)[0].mask
+    assert (slid[:, :8] == joined[:, :8])[:8].all()  # where one window alone answers
+    with pytest.raises(ValueError, match="slide is no option of this model, whose task is detect"):
+        metamobile.load(runs["detect"].folder).predict(picture, slide=32)
+
+
+def _pixels(model: Any, picture: Image.Image) -> np.ndarray:
+    from metamobile.data.preprocess import preprocess
+
+    return preprocess(picture, model.card.preprocess)[None, :, :32]
+
+
+def test_a_detectors_answers_are_cocos(runs: dict[str, Run], data: dict[str, Path], tmp_path: Path) -> None:
+    pictures = sorted((data["detect"] / "val").iterdir())
+    found = metamobile.predict(runs["detect"].folder, pictures, json=tmp_path / "a.json", conf=0.0, iou=0.9)
+    few = metamobile.predict(runs["detect"].folder, pictures, conf=0.3)
+    assert sum(map(len, found.results)) > sum(map(len, few.results))
+    assert all((result.scores >= 0.3).all() for result in few.results)
+    for result, path in zip(found.results, pictures, strict=True):
+        assert result.picture == str(path) and result.size == (64, 64)
+        assert (result.boxes >= 0).all() and (result.boxes <= 64).all()
+    rows = json.loads((tmp_path / "a.json").read_text())
+    assert len(rows) == sum(map(len, found.results))
+    truth = COCO(str(data["detect"] / "annotations" / "instances_val.json"))
+    assert {row["category_id"] for row in rows} <= set(truth.cats)
+    with pytest.raises(ValueError, match="top is no option of this model, whose task is detect"):
+        metamobile.predict(runs["detect"].folder, pictures, top=3)
+
+
+def test_mask_rcnn_learns_boxes_and_masks(data: dict[str, Path], tmp_path: Path) -> None:
+    run = run_training("detect", data["detect"], tmp_path / "run", head="mask_rcnn", epochs=1)
+    assert "mask_ap" in run.metrics
+    found = metamobile.load(run.folder).predict(next((data["detect"] / "val").iterdir()), conf=0.0)
+    assert found[0].masks.shape == (len(found[0]), 64, 64)
+
+
+def test_a_backbone_starts_from_a_classifier(tmp_path: Path) -> None:
+    classifier = create_model("emo_1m", num_classes=3, **TINY_ARGS)
+    weights = tmp_path / "c.safetensors"
+    save_weights(weights, classifier.state_dict(), _card("classify", list("abc")))
+    detector = create_model("emo_1m", task="detect", num_classes=3, **TINY_ARGS)
+    heads = {n: p.clone() for n, p in detector.named_parameters() if not n.startswith("backbone.")}
+    load_pretrained(detector, list("abc"), str(weights), Reporter(quiet=True))
+    given = classifier.state_dict()
+    own = detector.backbone.network.model.state_dict()
+    assert all(torch.equal(own[name], given[name]) for name in own)
+    assert all(torch.equal(p, heads[n]) for n, p in detector.named_parameters() if n in heads)
+
+
+def test_other_classes_get_a_new_last_layer_alone(runs: dict[str, Run]) -> None:
+    state, card = load_weights(runs["segment"].folder / "model.safetensors")
+    model = create_model("emo_1m", **card.model_args | TINY_ARGS)
+    load_pretrained(model, [*card.classes[:-1], "another"], str(runs["segment"].folder), Reporter(quiet=True))
+    own = model.state_dict()
+    changed = {name.rsplit(".", 1)[0] for name in own if not torch.equal(own[name], state[name])}
+    assert changed == {"head.classify.1", "auxiliary.1.1"}
+
+
+def _card(task: str, classes: list[str]) -> Card:
+    from metamobile.data.preprocess import Preprocess
+
+    return Card("emo_1m", {"num_classes": len(classes)}, task=task, classes=classes, preprocess=Preprocess())
+
+
+def test_a_data_set_tells_its_task(data: dict[str, Path], tmp_path: Path) -> None:
+    assert {task: find_task(folder) for task, folder in data.items()} == {t: t for t in data}
+    (tmp_path / "cats").mkdir()
+    assert find_task(tmp_path) == "classify"
+    assert check(data["detect"]).ok and check(data["segment"]).ok
+    next((data["detect"] / "val").iterdir()).rename(tmp_path / "away.png")
+    broken = check(data["detect"])
+    (tmp_path / "away.png").rename(data["detect"] / "val" / "00000.png")
+    assert not broken.ok and "00000.png" in str(broken.problems[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"head": "sdlite"}, "no head is called 'sdlite'.*did you mean 'ssdlite'"),
+        ({"task": "detekt"}, "no task is called 'detekt'.*did you mean 'detect'"),
+        ({"task": "detect", "recipe": "small-data"}, "task 'detect' does not fit the recipe"),
+        ({"task": "detect", "head": "fpn"}, "no detection head is called 'fpn'"),
+        ({"task": "segment", "set": ["data.fit=crop"]}, "data.fit is crop.*expected stretch"),
+    ],
+)
+def test_wrong_words_are_told_before_anything_is_written(
+    data: dict[str, Path], tmp_path: Path, arguments: dict[str, Any], words: str
+) -> None:
+    folder = data.get(arguments.get("task", ""), data["detect"])
+    with pytest.raises(ValueError, match=words):
+        train("emo_1m", folder, out=tmp_path / "run", quiet=True, **arguments)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,519 @@
+"""Videos and cameras: each frame answered as a picture is, a film that is whole or not there, broken files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from metamobile.data.preprocess import Preprocess
+from metamobile.errors import PictureError
+from metamobile.inference import video
+from metamobile.inference.model import Model, load
+from metamobile.inference.video import Film, Kept, device_of, film_at, is_video, on_frame, predict_video
+from metamobile.weights.card import Card
+from small_model import make_run
+
+cv2 = pytest.importorskip("cv2")
+
+GROUND, RED = (20, 40, 200), (220, 30, 30)  # RGB; JPEG-like codecs keep them within some levels
+
+
+def frame_with_square(number: int, size: tuple[int, int] = (96, 64)) -> Image.Image:
+    """A red square of 24 pixels on blue, which moves by 4 pixels a frame."""
+    picture = Image.new("RGB", size, GROUND)
+    picture.paste(RED, (4 * number, 16, 4 * number + 24, 40))
+    return picture
+
+
+def write_clip(
+    path: Path, frames: int = 6, *, codec: str = "mp4v", rate: float = 12.5, size: tuple[int, int] = (96, 64)
+) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), rate, size)
+    assert writer.isOpened()
+    for number in range(frames):
+        writer.write(np.asarray(frame_with_square(number, size))[:, :, ::-1].copy())
+    writer.release()
+    return path
+
+
+def read_clip(path: Path) -> tuple[list[np.ndarray], float]:
+    """All frames in RGB, and the rate."""
+    capture, frames = cv2.VideoCapture(str(path)), []
+    while (found := capture.read())[0]:
+        frames.append(found[1][:, :, ::-1].copy())
+    rate = capture.get(cv2.CAP_PROP_FPS)
+    capture.release()
+    return frames, rate
+
+
+class Colours:
+    """A segmenter, or a detector of red, that can be followed by hand: a pixel's class is its largest channel."""
+
+    name = "colours"
+
+    def __init__(self, task: str = "segment", interrupt_at: int | None = None) -> None:
+        record = Preprocess(size=(64, 96), mean=(0, 0, 0), std=(1, 1, 1), fit="stretch")
+        classes = ["red", "green", "blue"]
+        self.card = Card("colours", {}, task=task, classes=classes, preprocess=record)
+        self.card.category_ids = [7, 8, 9]
+        self.calls, self.interrupt_at = 0, interrupt_at
+
+    def run(self, batch: np.ndarray) -> Any:
+        if self.calls == self.interrupt_at:
+            raise KeyboardInterrupt
+        self.calls += 1
+        if self.card.task == "segment":
+            return batch
+        rows, columns = np.nonzero(batch[0].argmax(0) == 0)
+        box = [[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]]
+        return [{"boxes": np.array(box, np.float32), "scores": np.array([0.9]), "labels": np.array([0])}]
+
+
+class FakeCamera:
+    """Device 0 sends these frames, exactly; no other device is there."""
+
+    def __init__(self, frames: list[Image.Image], rate: float = 0.0, fails: tuple[int, ...] = ()) -> None:
+        self.frames, self.rate, self.fails = iter(frames), rate, fails
+        self.reads, self.released, self.settings = 0, False, {}
+        self.real = cv2.VideoCapture
+
+    def __call__(self, source: int | str, *api: int) -> Any:
+        if isinstance(source, str):
+            return self.real(source, *api)
+        return self if source == 0 else SimpleNamespace(isOpened=lambda: False)
+
+    def isOpened(self) -> bool:  # noqa: N802  # OpenCV's name
+        return True
+
+    def get(self, key: int) -> float:
+        return self.rate if key == cv2.CAP_PROP_FPS else -1.0
+
+    def set(self, key: int, value: float) -> bool:
+        self.settings[key] = value
+        return True
+
+    def read(self) -> tuple[bool, np.ndarray | None]:
+        self.reads += 1
+        frame = None if self.reads in self.fails else next(self.frames, None)
+        return (False, None) if frame is None else (True, np.asarray(frame)[:, :, ::-1].copy())
+
+    def release(self) -> None:
+        self.released = True
+
+
+@pytest.fixture
+def plug_in(monkeypatch) -> Callable[..., FakeCamera]:
+    def plugged(*args: Any, **kwargs: Any) -> FakeCamera:
+        camera = FakeCamera(*args, **kwargs)
+        monkeypatch.setattr(cv2, "VideoCapture", camera)
+        return camera
+
+    return plugged
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    return write_clip(tmp_path / "clip.mp4")
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory) -> Model:
+    return load(make_run(tmp_path_factory.mktemp("runs") / "insects"))
+
+
+def left_in(folder: Path) -> list[str]:
+    """Also hidden files."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_is_video(tmp_path: Path, monkeypatch) -> None:
+    for yes in ("a.mp4", "b/IMG_0001.MOV", Path("c.webm"), "d.avi", "e.mkv", "f.m4v", "camera", "camera:12"):
+        assert is_video(yes), yes
+    for no in ("a.gif", "a.jpg", "clips", "mp4", "cameras", "camera:", "camera:x", "my/camera", "-", "*.png"):
+        assert not is_video(no), no
+    assert [device_of(name) for name in ("camera", "camera:0", "camera:12", "a.mp4")] == [0, 0, 12, None]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "camera").mkdir()  # a folder of pictures keeps its name; the device has another
+    assert not is_video("camera")
+    assert is_video("camera:0")
+
+
+def test_frames_are_answered_as_pictures_are(classifier: Model, clip: Path, tmp_path: Path) -> None:
+    """Independent reference: the frames as OpenCV reads them, each given to the model as a picture."""
+    answered = predict_video(classifier, str(clip), json=tmp_path / "a.json", csv=tmp_path / "a.csv", top=2)
+    frames, _ = read_clip(clip)
+    assert len(answered.results) == len(frames) == 6
+    assert len({result.scores[0] for result in answered.results}) > 1  # the frames differ
+    for number, (result, frame) in enumerate(zip(answered.results, frames, strict=True)):
+        (alone,) = classifier.predict(Image.fromarray(frame), top=2)
+        assert result.picture == f"{clip}#{number}"
+        assert (result.scores, result.indices) == (alone.scores, alone.indices)
+    written = json.loads((tmp_path / "a.json").read_text())
+    assert written["results"] == [result.to_dict() for result in answered.results]
+    assert written["video"] == {"source": str(clip), "frames": 6, "frames_per_second": 12.5}
+    assert "image_ids" not in written
+    rows = list(csv.DictReader((tmp_path / "a.csv").open()))
+    assert [row["picture"] for row in rows] == [f"{clip}#{number}" for number in range(6)]
+    assert answered.task == "classify"
+    assert not answered.failures
+
+
+def test_segmenter(clip: Path, tmp_path: Path) -> None:
+    """By hand: the square has 24 x 24 of 96 x 64 pixels; the codec blurs its edge by less than one."""
+    answered = predict_video(
+        Model(Colours()), clip, out=tmp_path / "out", json=tmp_path / "a.json", csv=tmp_path / "a.csv"
+    )
+    for number, result in enumerate(answered.results):
+        assert result.mask.shape == (64, 96)
+        x = 4 * number
+        assert (result.mask[18:38, x + 2 : x + 22] == 0).all()
+        assert dict(result.shares())[0] == pytest.approx(24 * 24 / (96 * 64), rel=0.12)
+    written = json.loads((tmp_path / "a.json").read_text())
+    assert [set(found["shares"]) for found in written["results"]] == [{"red", "blue"}] * 6
+    rows = list(csv.DictReader((tmp_path / "a.csv").open()))
+    assert len(rows) == 12
+    assert left_in(tmp_path / "out") == ["clip.mp4"]  # and no mask a frame
+
+
+def test_detector(clip: Path, tmp_path: Path) -> None:
+    answered = predict_video(Model(Colours("detect")), clip, out=tmp_path / "out", json=tmp_path / "a.json")
+    for number, result in enumerate(answered.results):
+        (box,) = result.boxes
+        np.testing.assert_allclose(box, [4 * number, 16, 4 * number + 24, 40], atol=1)
+    entries = json.loads((tmp_path / "a.json").read_text())
+    assert [entry["image_id"] for entry in entries] == [0, 1, 2, 3, 4, 5]
+    assert {entry["category_id"] for entry in entries} == {7}
+    assert len(read_clip(tmp_path / "out" / "clip.mp4")[0]) == 6
+
+
+@pytest.mark.parametrize("size", [(96, 64), (320, 240)])
+def test_the_film_has_the_frames_size_rate_and_number(tmp_path: Path, size: tuple[int, int]) -> None:
+    """A drawing is enlarged, and has a legend below it: neither changes the film's size."""
+    clip = write_clip(tmp_path / "clip.mp4", size=size)
+    predict_video(Model(Colours()), clip, out=tmp_path / "out")
+    frames, rate = read_clip(tmp_path / "out" / "clip.mp4")
+    assert [frame.shape for frame in frames] == [(size[1], size[0], 3)] * 6
+    assert rate == 12.5
+    for number, frame in enumerate(frames):  # the square is still where it was, in the colour of its class
+        inside = frame[20:36, 4 * number + 6 : 4 * number + 18].reshape(-1, 3).mean(axis=0)
+        outside = frame[4:12, 60:90].reshape(-1, 3).mean(axis=0)
+        assert np.abs(inside - outside).max() > 60
+
+
+def test_odd_sides_grow_by_a_repeated_edge(tmp_path: Path) -> None:
+    picture = Image.effect_noise((33, 17), 60).convert("RGB").resize((330, 170)).resize((33, 17))
+    with film_at(tmp_path / "a.mp4", 25) as film:
+        for _ in range(3):
+            film.write(picture)
+        film.write(picture.resize((50, 40)))  # a stream may change its size
+    frames, _ = read_clip(tmp_path / "a.mp4")
+    assert [frame.shape for frame in frames] == [(18, 34, 3)] * 4
+    grown = video._grown(picture, (34, 18))
+    np.testing.assert_array_equal(grown[:17, :33], np.asarray(picture))
+    np.testing.assert_array_equal(grown[17, :33], grown[16, :33])
+    np.testing.assert_array_equal(grown[:, 33], grown[:, 32])
+
+
+def test_a_panel_lies_over_the_lower_left(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (400, 300), (200, 200, 200))
+    sheet = Image.new("RGB", (400, 500), (17, 20, 26))
+    sheet.paste(picture)
+    sheet.paste((255, 255, 255), (10, 310, 190, 480))  # ends 10 pixels after its margin of 10
+    shown = np.asarray(on_frame(sheet, picture))
+    assert shown.shape == (300, 400, 3)
+    dark = np.flatnonzero((shown[-1] < 100).all(axis=1))
+    assert dark.max() + 1 == 100  # 200 x 200 pixels, halved to a third of the height
+    assert (shown[:199] == 200).all()
+    assert (shown[:, 101:] == 200).all()
+    assert on_frame(picture, picture).tobytes() == picture.tobytes()
+
+
+def test_rates_that_the_codec_refuses(tmp_path: Path) -> None:
+    """66.123 frames a second is no fraction that MPEG-4 can store."""
+    for rate, expected in ((29.97, 29.97), (66.123, 66.1), (1 / 7, 1 / 7)):
+        with film_at(tmp_path / "a.mp4", rate) as film:
+            film.write(frame_with_square(0))
+        assert read_clip(tmp_path / "a.mp4")[1] == pytest.approx(expected, abs=1e-3)
+
+
+def test_nothing_is_overwritten(clip: Path) -> None:
+    before = clip.read_bytes()
+    for _ in range(2):
+        predict_video(Model(Colours()), clip, out=clip.parent)
+    assert clip.read_bytes() == before
+    assert left_in(clip.parent) == ["clip-2.mp4", "clip-3.mp4", "clip.mp4"]
+
+
+def test_interrupted_writing_leaves_no_file(clip: Path, tmp_path: Path) -> None:
+    for wrong in (KeyboardInterrupt, RuntimeError):
+        runtime = Colours(interrupt_at=3)
+
+        def fail(done: int, total: int | None, wrong: type[BaseException] = wrong) -> None:
+            assert left_in(tmp_path / "out") == [f".clip.{video.os.getpid()}.part.mp4"]
+            if done == 3:
+                raise wrong
+
+        with pytest.raises(wrong):
+            predict_video(Model(runtime), clip, out=tmp_path / "out", json=tmp_path / "a.json", progress=fail)
+        assert left_in(tmp_path / "out") == []
+    assert left_in(tmp_path) == ["clip.mp4", "out"]
+
+
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    """OpenCV tells nothing of it; a limit on the size of files does the same to it."""
+    resource = pytest.importorskip("resource")
+    noise = np.random.default_rng(0).integers(0, 256, (20, 64, 96, 3), np.uint8)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, limits[1]))
+    try:
+        with (
+            pytest.raises(OSError, match="a.mp4: 20 frames were not written"),
+            film_at(tmp_path / "a.mp4", 25) as film,
+        ):
+            for pixels in noise:
+                film.write(Image.fromarray(pixels))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert left_in(tmp_path) == []
+
+
+def test_progress(clip: Path) -> None:
+    calls: list[tuple[int, int | None]] = []
+    predict_video(Model(Colours()), clip, progress=lambda *call: calls.append(call))
+    assert calls == [(number, 6) for number in range(1, 7)]
+
+
+def test_a_phones_video_is_upright(tmp_path: Path) -> None:
+    """The file's own matrix says: a quarter turn clockwise, as of a phone held upright."""
+    content = bytearray(write_clip(tmp_path / "clip.mp4", 2).read_bytes())
+    matrix = content.index(b"tkhd") + 4 + 40
+    assert struct.unpack(">i", content[matrix : matrix + 4]) == (1 << 16,)
+    turn = (0, 1 << 16, 0, -1 << 16, 0, 0, 64 << 16, 0, 1 << 30)
+    content[matrix : matrix + 36] = struct.pack(">9i", *turn)
+    (tmp_path / "turned.mp4").write_bytes(content)
+    answered = predict_video(Model(Colours()), tmp_path / "turned.mp4", out=tmp_path / "out")
+    first = answered.results[0]
+    assert first.size == (64, 96)
+    # rows 16 to 40 from the top become columns 24 to 48; columns 0 to 24 become rows
+    assert (first.mask[2:22, 26:46] == 0).all()
+    assert (first.mask[30:] == 2).all()
+    assert read_clip(tmp_path / "out" / "turned.mp4")[0][0].shape == (96, 64, 3)
+
+
+def test_files_without_a_video(tmp_path: Path, capfd) -> None:
+    model = Model(Colours())
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("no video at all " * 100)
+    whole = write_clip(tmp_path / "clip.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])  # an MP4's index is at its end
+    (tmp_path / "folder.mp4").mkdir()
+    for name, words in {
+        "empty.mp4": "the file is empty",
+        "text.mp4": "not a video that can be read, or cut off",
+        "cut.mp4": "not a video that can be read, or cut off",
+        "folder.mp4": "cannot be opened",
+    }.items():
+        with pytest.raises(PictureError, match=f"{name}: {words}") as caught:
+            predict_video(model, tmp_path / name, out=tmp_path / "out")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="clop.mp4: no such file; did you mean 'clip.mp4'"):
+        predict_video(model, tmp_path / "clop.mp4")
+    with pytest.raises(ValueError, match="conf is no option of this model, whose task is segment"):
+        predict_video(model, tmp_path / "clip.mp4", conf=0.5)
+    assert not (tmp_path / "out").exists()
+    assert capfd.readouterr().err == ""  # FFmpeg and OpenCV say nothing beside it
+
+
+def test_names_that_opencv_misreads(tmp_path: Path, monkeypatch) -> None:
+    """A colon is no protocol, digits and a percent sign are no numbered series of pictures."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("12:30.mp4", "clip_001.mp4", "a%02d.mp4"):
+        write_clip(tmp_path / "clip.mp4", 2).rename(tmp_path / name)
+        assert [r.picture for r in predict_video(Model(Colours()), name).results] == [
+            f"{name}#0",
+            f"{name}#1",
+        ]
+
+
+def test_damaged_frames_are_failures(tmp_path: Path) -> None:
+    """Reading goes on after them, and frames keep their numbers."""
+    clip = write_clip(tmp_path / "clip.mp4", 60, size=(320, 240))
+    content = bytearray(clip.read_bytes())
+    third = len(content) // 3
+    for place in range(third, third + len(content) // 10):
+        content[place] ^= 0x5A
+    clip.write_bytes(content)
+    answered = predict_video(Model(Colours("detect")), clip, json=tmp_path / "a.json", csv=tmp_path / "a.csv")
+    bad = [int(failure.picture.rpartition("#")[2]) for failure in answered.failures]
+    assert 0 < len(bad) < 20
+    assert str(answered.failures[0]) == f"{clip}#{bad[0]}: this frame is damaged"
+    numbers = [int(result.picture.rpartition("#")[2]) for result in answered.results]
+    assert sorted(numbers + bad) == list(range(60))
+    np.testing.assert_allclose(answered.results[-1].boxes[0], [4 * 59, 16, 4 * 59 + 24, 40], atol=3)
+    assert [entry["image_id"] for entry in json.loads((tmp_path / "a.json").read_text())] == numbers
+    rows = list(csv.DictReader((tmp_path / "a.csv").open()))
+    assert [row["picture"] for row in rows if row["error"]] == [f"{clip}#{number}" for number in bad]
+
+
+def test_a_file_that_is_cut_off(tmp_path: Path) -> None:
+    """The head of an AVI tells of frames that are not there."""
+    whole = write_clip(tmp_path / "clip.avi", 60, codec="MJPG").read_bytes()
+    (tmp_path / "clip.avi").write_bytes(whole[: len(whole) // 2])
+    calls: list[tuple[int, int | None]] = []
+    answered = predict_video(
+        Model(Colours()), tmp_path / "clip.avi", progress=lambda *call: calls.append(call)
+    )
+    read = len(answered.results)
+    assert 20 < read < 40
+    assert calls[-1] == (read, 60)
+    (failure,) = answered.failures
+    assert f"clip.avi: ends after {read} of 60 frames" in str(failure)
+
+
+def test_a_rate_that_cannot_be_is_told(clip: Path, monkeypatch, caplog) -> None:
+    real = cv2.VideoCapture
+
+    class Odd:
+        def __init__(self, *args: Any) -> None:
+            self.capture = real(*args)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.capture, name)
+
+        def get(self, key: int) -> float:
+            odd = {cv2.CAP_PROP_FPS: 90000.0, cv2.CAP_PROP_FRAME_COUNT: -9.2e18}
+            return odd[key] if key in odd else self.capture.get(key)
+
+    monkeypatch.setattr(cv2, "VideoCapture", Odd)
+    calls: list[tuple[int, int | None]] = []
+    with caplog.at_level(logging.WARNING):
+        predict_video(Model(Colours()), clip, out=clip.parent, progress=lambda *call: calls.append(call))
+    assert "clip.mp4: a frame rate of 90000 cannot be" in caplog.text
+    assert calls[-1] == (6, None)
+    monkeypatch.undo()
+    assert read_clip(clip.parent / "clip-2.mp4")[1] == 30
+
+
+def test_camera(plug_in, tmp_path: Path, capfd) -> None:
+    """Frames come without a codec here: colours are in their right order, answers exact."""
+    frames = [frame_with_square(number) for number in range(4)]
+    camera = plug_in(frames, rate=25.0)
+    answered = predict_video(Model(Colours()), "camera", out=tmp_path, json=tmp_path / "a.json")
+    assert [result.picture for result in answered.results] == [f"camera#{number}" for number in range(4)]
+    for result, frame in zip(answered.results, frames, strict=True):
+        np.testing.assert_array_equal(result.mask, np.asarray(frame).argmax(axis=2))
+    assert camera.released
+    assert camera.settings == {cv2.CAP_PROP_BUFFERSIZE: 1}
+    assert left_in(tmp_path) == ["a.json", "camera.mp4"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_ctrl_c_ends_a_camera(plug_in, tmp_path: Path) -> None:
+    def forever() -> Iterator[Image.Image]:
+        while True:
+            yield frame_with_square(3)
+
+    plug_in([])
+    calls: list[tuple[int, int | None]] = []
+    camera = plug_in([])
+    camera.frames = forever()
+    answered = predict_video(
+        Model(Colours(interrupt_at=7)),
+        "camera:0",
+        out=tmp_path / "out",
+        csv=tmp_path / "a.csv",
+        progress=lambda *call: calls.append(call),
+    )
+    assert calls == [(number, None) for number in range(1, 8)]
+    assert len(answered.results) == 7
+    assert camera.released
+    assert left_in(tmp_path / "out") == ["camera-0.mp4"]
+    assert read_clip(tmp_path / "out" / "camera-0.mp4")[0]
+    # nothing was asked for: nothing piles up; and no frame, no film
+    assert len(predict_video(Model(Colours(interrupt_at=7)), "camera").results) == 0
+    predict_video(Model(Colours(interrupt_at=0)), "camera", out=tmp_path / "none")
+    assert left_in(tmp_path / "none") == []
+
+
+def test_cameras_that_do_not_work(plug_in) -> None:
+    camera = plug_in([])
+    with pytest.raises(ValueError, match="^camera 3 cannot be opened; expected one that is plugged in"):
+        predict_video(Model(Colours()), "camera:3")
+    with pytest.raises(ValueError, match="^camera: it opens but sends no picture"):
+        predict_video(Model(Colours()), "camera")
+    assert camera.released
+    plug_in([frame_with_square(0), frame_with_square(1)], fails=(1, 2, 4))  # warming up, then a late one
+    calls: list[int] = []
+    answered = predict_video(Model(Colours()), "camera", progress=lambda done, total: calls.append(done))
+    assert calls == [1, 2]
+    assert not answered.failures
+
+
+def test_no_camera_here_is_one_error(capfd) -> None:
+    """The real OpenCV, with a device number that no machine has."""
+    with pytest.raises(ValueError, match="^camera 97 cannot be opened"):
+        predict_video(Model(Colours()), "camera:97")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_cameras_film_keeps_the_pace(tmp_path: Path, monkeypatch) -> None:
+    """By hand: at 10 a second, frames seen at 0, 0.25, 0.3 and 1.0 s fill the places 0-, 1-2, 3 and 4-10."""
+    times = iter([100.0, 100.0, 100.25, 100.3, 101.0])
+    monkeypatch.setattr(video.time, "monotonic", lambda: next(times))
+    greys = (40, 100, 160, 220)
+    with film_at(tmp_path / "a.mp4", 10, live=True) as film:
+        for grey in greys:
+            film.write(Image.new("RGB", (32, 32), (grey,) * 3))
+    seen = [
+        greys[np.abs(np.array(greys) - frame.mean()).argmin()] for frame in read_clip(tmp_path / "a.mp4")[0]
+    ]
+    assert seen == [40] + [100] * 2 + [160] + [220] * 7
+
+
+def test_kept_results_are_small_and_the_same(monkeypatch) -> None:
+    monkeypatch.setattr(video, "IN_MEMORY", 1000)
+    masks = [np.full((400, 600), number, np.uint8) for number in range(30)]
+    kept = Kept()
+    for number, mask in enumerate(masks):
+        kept.append((number, mask))
+    assert len(kept) == 30
+    assert [number for number, _ in kept] == list(range(30))
+    for index in (0, 7, -1):
+        np.testing.assert_array_equal(kept[index][1], masks[index])
+    assert [number for number, _ in kept[3:9:2]] == [3, 5, 7]
+    with pytest.raises(IndexError):
+        kept[30]
+    assert kept._ends[-1] < 0.02 * sum(mask.nbytes for mask in masks)
+    assert kept._file._rolled  # to a file on disk
+
+
+def test_missing_library(clip: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    for source in (clip, "camera"):
+        with pytest.raises(ValueError, match=r'need OpenCV: pip install "metamobile\[video\]"'):
+            predict_video(Model(Colours()), source)
+
+
+def test_no_torch_and_no_opencv_until_needed() -> None:
+    code = "import sys, metamobile.inference.video as v; v.is_video('camera'); print({'torch', 'cv2'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_no_codec(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(video, "CODECS", ("none",))
+    film = Film(tmp_path / "a.mp4", 25)
+    with pytest.raises(ValueError, match="OpenCV cannot write a video of 96 x 64 pixels there"):
+        film.write(frame_with_square(0))
