@@ -19,36 +19,38 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from metamobile.tasks import get_results
 from metamobile.weights.file import load_weights, save_weights
 
 KEPT = ("recipe.yaml", "log.txt", "metrics.jsonl", "evaluation.json")
 
 
-def draw_curves(lines: list[dict], path: Path) -> None:
-    """Loss and top-1 over epochs."""
+def draw_curves(lines: list[dict], main: tuple[str, str], path: Path) -> None:
+    """Loss and the main figure, (key, label), over epochs."""
+    key, label = main
     epochs = [line for line in lines if line["kind"] == "epoch"]
-    measured = [line for line in epochs if "top1" in line]
+    measured = [line for line in epochs if key in line]
+    losses = [line for line in measured if "val_loss" in line]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    left.plot(
-        [e["epoch"] for e in epochs], [e["train_loss"] for e in epochs], label="training (smoothed labels)"
-    )
-    left.plot(
-        [e["epoch"] for e in measured],
-        [e["val_loss"] for e in measured],
-        label="validation, averaged weights",
-    )
-    left.set(xlabel="epoch", ylabel="cross-entropy")
-    left.legend(frameon=False)
-    right.plot([e["epoch"] for e in measured], [e["top1"] for e in measured], marker="o", markersize=3)
-    best = max(measured, key=lambda e: e["top1"])
+    left.plot([e["epoch"] for e in epochs], [e["train_loss"] for e in epochs], label="training")
+    if losses:
+        left.plot(
+            [e["epoch"] for e in losses],
+            [e["val_loss"] for e in losses],
+            label="validation, averaged weights",
+        )
+        left.legend(frameon=False)
+    left.set(xlabel="epoch", ylabel="loss")
+    right.plot([e["epoch"] for e in measured], [e[key] for e in measured], marker="o", markersize=3)
+    best = max(measured, key=lambda e: e[key])
     right.annotate(
-        f"{best['top1']:.2f} %",
-        (best["epoch"], best["top1"]),
+        f"{best[key]:.2f} %",
+        (best["epoch"], best[key]),
         (-8, -18),
         textcoords="offset points",
         ha="right",
     )
-    right.set(xlabel="epoch", ylabel="top-1, % (averaged weights)")
+    right.set(xlabel="epoch", ylabel=f"{label}, % (averaged weights)")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
@@ -71,12 +73,13 @@ def main() -> None:
     lines = [json.loads(line) for line in (given.run / "metrics.jsonl").read_text().splitlines()]
     # a run that was stopped and gone on with may repeat an epoch: the last time counts
     lines = list({(line["kind"], line.get("step"), line.get("epoch")): line for line in lines}.values())
-    draw_curves(lines, given.out / "curves.png")
     start = next(line for line in lines if line["kind"] == "start")
     evaluation = json.loads((given.run / "evaluation.json").read_text())
     state, card = load_weights(given.run / "model.safetensors")
+    headlines = get_results(card.task).HEADLINES
+    draw_curves(lines, headlines[0][:2], given.out / "curves.png")
     summary = {
-        "claim": {"top1": evaluation["top1"], "top5": evaluation["top5"], "pictures": start["data"]["val"]},
+        "claim": {key: evaluation[key] for key, *_ in headlines} | {"pictures": start["data"]["val"]},
         "chosen": card.metrics["chosen"],
         "minutes": sum(line["seconds"] for line in lines if line["kind"] == "epoch") / 60,
         "commit": given.commit,

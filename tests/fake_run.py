@@ -230,7 +230,9 @@ def _detection(rng: np.random.Generator, names: Sequence[str]) -> dict:
         confusion[-1, i] = int(rng.uniform(0.1, 0.5) * support[i])
     recall = np.linspace(0, 1, 101)
     there = np.flatnonzero(support)
-    curves = {i: np.clip(1 - (recall / found[i]) ** rng.uniform(1, 6), 0, 1) * rng.uniform(0.7, 1) for i in there}
+    curves = {
+        i: np.clip(1 - (recall / found[i]) ** rng.uniform(1, 6), 0, 1) * rng.uniform(0.7, 1) for i in there
+    }
     mean = np.mean(list(curves.values()), axis=0)
     most = there[np.argsort(-support[there], kind="stable")][:20]
     ap50 = {i: float(curve.mean()) for i, curve in curves.items()}
@@ -307,7 +309,9 @@ def _drawings(rng: np.random.Generator, folder: Path, names: Sequence[str], coun
             ramp = np.linspace(0, 255, 480)[None, :, None] * rng.uniform(0.2, 1.0, size=(height, 1, 3))
             sheet[:, left : left + 480] = ramp
         Image.fromarray(sheet).save(folder / "worst" / f"{rank:02}.jpg")
-        truth, predicted = (", ".join(f"{k + 1} {names[k]}" for k in rng.integers(0, len(names), 3)) for _ in "ab")
+        truth, predicted = (
+            ", ".join(f"{k + 1} {names[k]}" for k in rng.integers(0, len(names), 3)) for _ in "ab"
+        )
         entry = {"path": f"pictures/val/{rank}.jpg", "drawing": f"worst/{rank:02}.jpg", "truth": truth}
         wrong.append({**entry, "predicted": predicted, "score": rank / 20, "note": ""})
     return wrong
@@ -318,4 +322,6 @@ if __name__ == "__main__":
 
     folder, number = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 10
     task = sys.argv[3] if len(sys.argv) > 3 else "classify"
-    print(write_report(make_run(folder, number) if task == "classify" else make_dense_run(folder, task, number)))
+    print(
+        write_report(make_run(folder, number) if task == "classify" else make_dense_run(folder, task, number))
+    )

@@ -142,12 +142,10 @@ def test_yolo_trees(tmp_path: Path, tree: str) -> None:
 def test_both_forms(tmp_path: Path) -> None:
     """Ultralytics keeps COCO's json of the validation pictures beside its own labels of all."""
     _plain(tmp_path)
-    folder = tmp_path / "images/val2017"
-    coco_split(tmp_path / "annotations/instances_val2017.json", folder, ["val2017.jpg"])
+    folders = [tmp_path / f"images/{split}2017" for split in ("train", "val")]
+    coco_split(tmp_path / "annotations/instances_val2017.json", folders[1], ["val2017.jpg"])
     assert opened(tmp_path).split == "images/train2017/ and images/val2017/"
-    coco_split(
-        tmp_path / "annotations/instances_train2017.json", tmp_path / "images/train2017", ["train1.jpg"]
-    )
+    coco_split(tmp_path / "annotations/instances_train2017.json", folders[0], ["train2017.jpg"])
     assert "instances_train2017.json and " in opened(tmp_path).split, "with both, COCO's is the fuller one"
 
 

@@ -155,16 +155,17 @@ def test_photometric_distortion_moves_nothing_and_leaves_the_ground_alone() -> N
             assert_bounds(box, colours.min(2) > colours.max() - 0.22, 1.5)
             checked += 1
     assert checked > 50 and len(looks) > 5
-    grey = Item(Image.new("RGB", (64, 64), (200, 90, 30)), np.array([[8, 8, 60, 60]]), np.array([0]))
-    settings, different = recipe({"expand": 1.0, "photometric": True}), 0
+    plain = Item(Image.new("RGB", (64, 64), (200, 90, 30)), np.array([[0, 0, 64, 64]]), np.array([0]))
+    colours_seen = set()
     for seed in range(20):
         torch.manual_seed(seed)
-        found, target = Augment(settings)(*grey)
-        torch.manual_seed(seed)
-        plain, _ = Augment(recipe({"expand": 1.0}))(*grey)
-        assert torch.equal(found == 0, plain == 0), "outside the picture, exactly the mean"
-        different += not torch.equal(found, plain)
-    assert different > 15
+        found, target = Augment(recipe({"expand": 1.0, "photometric": True}))(*plain)
+        left, top, right, bottom = target["boxes"][0].int().tolist()
+        assert (found[:, top:bottom, left:right] != 0).all()
+        colours_seen.add(round(float(found[0, top, left]), 3))
+        found[:, top:bottom, left:right] = 0
+        assert (found == 0).all(), "outside the picture, exactly the mean"
+    assert len(colours_seen) > 10
 
 
 def test_nothing_random_is_evaluation() -> None:
@@ -205,6 +206,27 @@ def test_expansion_is_uniform_up_to_four_times() -> None:
         ratios > 1.2
     ]  # 0 at left or top, 1 at right or bottom
     assert ks_2samp(at.flatten().numpy(), np.random.default_rng(1).uniform(0, 1, 5000)).pvalue > 0.01
+
+
+def test_crops_of_expanded_pictures_are_where_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crop around the first two boxes that keeps the first: it lies where it lay, the second has no box."""
+
+    def around_two(boxes: np.ndarray, width: int, height: int) -> tuple[tuple, np.ndarray]:
+        assert (boxes >= 0).all() and (boxes[:, 2:] <= (width, height)).all()
+        low, high = boxes[:2, :2].min(0).astype(int), boxes[:2, 2:].max(0).astype(int)
+        return (*low.tolist(), *high.tolist()), np.array([True, False, False])
+
+    monkeypatch.setattr("metamobile.tasks.detect.augment.iou_crop", around_two)
+    for seed in range(20):
+        item = painted(seed)
+        low, high = item.boxes[:2, :2].min(0), item.boxes[:2, 2:].max(0)
+        scale = np.array(SHAPE[::-1]) / (high - low)
+        colours, target = augmented({"expand": 1.0, "iou_crop": True}, seed, item, interpolation="nearest")
+        assert target["labels"].tolist() == [item.labels[0]]
+        expected = np.concatenate([(item.boxes[0, :2] - low) * scale, (item.boxes[0, 2:] - low) * scale])
+        assert np.allclose(target["boxes"][0], expected, atol=1e-3)
+        assert_bounds(expected, coloured(colours, int(item.labels[0])), 1)
+        assert coloured(colours, int(item.labels[1])).any()
 
 
 def test_crops_keep_the_rule() -> None:

@@ -44,6 +44,8 @@ BAD_ROWS: dict[str, tuple[dict, str, str]] = {
     "double": ({"bbox": GOOD}, "duplicate box", "class and box are those of annotation 1 of a.jpg"),
     "line": ({"segmentation": [[1, 1, 5, 5]]}, "bad mask", "polygon of 4 numbers"),
     "flat": ({"segmentation": [1, 1, 5, 5, 3, 1]}, "bad mask", "expected polygons"),
+    "polygon of text": ({"segmentation": [[1, 1, 5, "5", 3, 1]]}, "bad mask", "expected polygons"),
+    "polygon of NaN": ({"segmentation": [[1, 1, 5, float("nan"), 3, 1]]}, "bad mask", "expected polygons"),
     "RLE": ({"segmentation": {"size": [30, 40], "counts": [3, 4]}}, "bad mask", "7 pixels, not all"),
     "RLE's size": (
         {"segmentation": {"size": [40, 30], "counts": [1200]}},

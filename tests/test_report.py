@@ -6,16 +6,30 @@ import html.parser
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from fake_run import make_run
+from fake_run import make_dense_run, make_run
+from metamobile.data.box_sample import BoxSample
+from metamobile.data.masks import MaskSample
+from metamobile.report import page as page_module
 from metamobile.report import write_report
-from metamobile.report.charts import Line, line_chart, ticks
-from metamobile.report.evaluation import class_rows, matrix_view
+from metamobile.report.charts import Line, line_chart, recall_chart, ticks
+from metamobile.report.confusion import Confusion, matrix_view, short
+from metamobile.report.evaluation import class_rows, precision_recall
 from metamobile.report.page import duration
+from metamobile.tasks import get_results
+from metamobile.tasks.detect.metric import Metric as DetectMetric
+from metamobile.tasks.detect.results import Detections
+from metamobile.tasks.segment.metric import Metric as SegmentMetric
+from metamobile.tasks.segment.results import Segmentation
 
 VOID = {"meta", "img", "br", "link", "input"}
+EVIL = '"><script>alert(1)</script>'
+SHARES = [("support", "Pictures", ""), ("recall", "Recall %", ""), ("f1", "F1 %", "")]
 
 
 class Outline(html.parser.HTMLParser):
@@ -133,6 +147,151 @@ def test_a_later_record_of_an_epoch_counts(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("task", "classes"), [("detect", 1), ("detect", 80), ("segment", 6), ("segment", 150)]
+)
+def test_dense_runs_have_every_part_and_fetch_nothing(task: str, classes: int, tmp_path: Path) -> None:
+    run = make_dense_run(tmp_path / "street", task, classes)
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    page = write_report(run).read_text(encoding="utf-8")
+    outline = Outline(page)
+    parts = {"curves", "wrong", "confusion", "classes", "next", "made"}
+    assert parts <= set(outline.ids) and ("recall" in outline.ids) == (task == "detect")
+    assert all(address.startswith(("#", "data:image/")) for address in outline.addresses)
+    assert len(page) < 1_500_000
+    assert page.count("data:image/jpeg;base64,") == 12 and "4 more" in page
+    assert "no longer there" not in page
+    for key, label, unit, note in get_results(task).HEADLINES:
+        value = evaluation.get(key)
+        shown = "-</p>" if value is None else f"{value:.1f}<small>{unit}</small></p>"
+        card = f'<p class="label">{label}</p>\n    <p class="value">{shown}\n    <p class="note">{note}</p>'
+        assert (card in page) == (key in evaluation)
+    nothing = [value for entry in evaluation["per_class"].values() for value in entry.values()]
+    assert page.count("<td data-missing>-</td>") == nothing.count(None)
+    assert "smoothed labels" not in page and "validation pictures wrong" not in page
+    label = {"detect": "AP", "segment": "mIoU"}[task]
+    assert f"chosen by validation {label} of the averaged weights" in page
+    assert any(re.match(r"epoch 24\naveraged \d+\.\d %$", tip) for tip in outline.tips)
+
+
+@pytest.mark.parametrize("task", ["detect", "segment"])
+def test_names_of_dense_runs_are_escaped(task: str, tmp_path: Path) -> None:
+    names = [EVIL, "</style>", "{{ 7 * 7 }}", "<!--", "a & b", "x" * 90, "&lt;", "ещё один"]
+    run = make_dense_run(tmp_path / "<i>run", task, names=names)
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    evaluation["wrong"][0] |= {"path": f"{EVIL}/<u>.jpg", "note": EVIL}
+    evaluation["wrong"][1]["drawing"] = f"worst/{EVIL}.jpg"
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    page = write_report(run).read_text()
+    assert not re.search(r"<script>alert|<i>run|<u>|<!--|\b49\b.*named 49", page)
+    assert page.count("<style>") == page.count("</style>") == 1
+    tips = Outline(page).tips
+    assert any(tip.startswith(f"{EVIL}\nnamed {EVIL}: ") for tip in tips)
+    assert "{{ 7 * 7 }}" in page and "&amp;lt;" in page and "ещё один" in page
+
+
+@pytest.mark.parametrize("task", ["detect", "segment"])
+def test_dense_runs_with_parts_missing(task: str, tmp_path: Path) -> None:
+    run = make_dense_run(tmp_path / "run", task, 6)
+    path = run / "evaluation.json"
+    evaluation = json.loads(path.read_text())
+    main, *_ = get_results(task).HEADLINES[0]
+
+    def page_of(evaluation: dict) -> tuple[str, set[str]]:
+        path.write_text(json.dumps(evaluation))
+        page = write_report(run).read_text()
+        return page, set(Outline(page).ids)
+
+    without = {key: value for key, value in evaluation.items() if key not in ("curves", "wrong")}
+    _, ids = page_of(without)
+    assert {"confusion", "classes"} <= ids and not ids & {"recall", "wrong", "enlarged"}
+    page, ids = page_of({key: value for key, value in evaluation.items() if not key.startswith("confusion")})
+    assert "confusion" not in ids and "classes" in ids and "Most often taken for" not in page
+    page, _ = page_of({**evaluation, main: None})
+    assert re.search(r'<p class="value">-</p>', page)
+    wrong = [{**evaluation["wrong"][0], "score": None}]
+    del wrong[0]["note"]
+    page, _ = page_of({**evaluation, "wrong": wrong})
+    assert "<b>-</b></p>" in page and "more</summary>" not in page
+    path.unlink()
+    page = write_report(run).read_text()
+    assert not set(Outline(page).ids) & {"confusion", "classes", "recall", "wrong"}
+    assert page.count('<p class="label">') == 4  # the best epoch's figure, its number, parameters, time
+
+
+def test_a_lost_or_broken_drawing_is_said(tmp_path: Path) -> None:
+    run = make_dense_run(tmp_path / "run", "segment", 6)
+    (run / "worst" / "00.jpg").unlink()
+    (run / "worst" / "01.jpg").write_bytes(b"\xff\xd8\xff")
+    page = write_report(run).read_text()
+    assert page.count("the drawing is no longer there") == 1 and "01.jpg: " in page
+    assert page.count("data:image/jpeg;base64,") == 10 and page.count('class="enlarge"') == 10
+
+
+def test_any_task_that_says_what_its_figures_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The page asks for no task's name: one that does not exist is shown by what it declares."""
+    run = make_dense_run(tmp_path / "run", "segment", 3)
+    recipe = (run / "recipe.yaml").read_text().replace("task: segment", "task: count")
+    (run / "recipe.yaml").write_text(recipe)
+    with pytest.raises(ValueError, match="no task is called 'count'"):
+        write_report(run)
+    asked = []
+    results = SimpleNamespace(
+        HEADLINES=[("exact", "Exact", "%", "counted right"), ("top3", "Top-3", "%", "no news of 3 classes")],
+        CLASS_COLUMNS=[("support", "Crowds", "of this class"), ("hit", "Hit %", "counted right")],
+    )
+    monkeypatch.setattr(page_module, "get_results", lambda name: asked.append(name) or results)
+    per_class = {
+        name: {"hit": hit, "support": 10} for name, hit in (("few", 0.5), ("many", 1.0), ("no", 0.9))
+    }
+    counts = [[5, 5, 0], [0, 10, 0], [1, 0, 9]]
+    evaluation = {"exact": 80.0, "top3": 100.0, "per_class": per_class, "confusion": counts}
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    lines = [
+        {"epoch": i, "exact": e, "train_loss": 1.0, "lr": 1.0} for i, e in enumerate((40, 80, 80, 60), 1)
+    ]
+    speed = {"kind": "epoch", "seconds": 1.0, "images_per_second": 1.0}
+    (run / "metrics.jsonl").write_text("".join(json.dumps({**line, **speed}) + "\n" for line in lines))
+    page = write_report(run).read_text()
+    assert asked == ["count"]
+    assert "80.0<small>%" in page and "6 of 30 validation crowds wrong" in page and "Top-3" not in page
+    assert '<p class="value">2<small>of 24' in page and "chosen by validation exact of" in page
+    assert re.findall(r'<th scope="row">(\w+)', page) == ["few", "no", "many"]
+    assert "Lowest hit first" in page and "many (5)" in page
+
+
+def test_what_the_metric_of_segments_computes_is_shown(tmp_path: Path) -> None:
+    truth = np.array([[0, 0, 1, 1]] * 4, np.uint8)
+    Image.fromarray(truth).save(tmp_path / "truth.png")
+    metric = SegmentMetric(["road", "sky"], [MaskSample(tmp_path / "a.jpg", tmp_path / "truth.png")])
+    metric.update([Segmentation("a.jpg", (4, 4), np.zeros((4, 4), np.uint8), ["road", "sky"])], [0])
+    run = make_dense_run(tmp_path / "run", "segment", 2)
+    (run / "evaluation.json").write_text(json.dumps(metric.compute()))
+    page = write_report(run).read_text()
+    # all is named road: IoU 8 / 16 of road, 0 / 8 of sky; precision of sky is a share of nothing
+    assert "25.0<small>%" in page and page.count("<td data-missing>-</td>") == 1
+    assert "sky\nnamed road: 8 of 8 (100.0 %)" in Outline(page).tips
+
+
+def test_what_the_metric_of_boxes_computes_is_shown(tmp_path: Path) -> None:
+    boxes = np.array([[0, 0, 20, 20], [40, 40, 60, 60]], np.float32)
+    labels, areas = np.array([0, 1]), np.array([400.0, 400.0])
+    sample = BoxSample(tmp_path / "a.jpg", (64, 64), boxes, labels, np.zeros(2, bool), areas, 1)
+    metric = DetectMetric(["cat", "dog", "yak"], [sample])
+    scores, found = np.array([0.9], np.float32), np.array([0])
+    metric.update([Detections("a.jpg", (64, 64), boxes[:1], scores, ["cat"], found)], [0])
+    run = make_dense_run(tmp_path / "run", "detect", 3)
+    (run / "evaluation.json").write_text(json.dumps(metric.compute()))
+    page = write_report(run).read_text()
+    outline = Outline(page)
+    # the cat is found exactly, the dog missed, and there is no yak: AP is 100, 0 and nothing
+    assert "50.0<small>%" in page and "recall" in outline.ids
+    assert {"cat\naverage precision 100.0 %", "dog\naverage precision 0.0 %"} <= set(outline.tips)
+    assert "mean, IoU 0.75\naverage precision 50.0 %" in outline.tips
+    assert "dog\nmissed: 1 of 1 (100.0 %)" in outline.tips
+    assert re.search(r"yak</th>\s*<td data-value=\"0\">0</td>\s*<td data-missing>-</td>", page)
+
+
 def test_what_is_not_a_run_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a run folder: it holds no metrics.jsonl; expected what"):
         write_report(tmp_path)
@@ -142,17 +301,77 @@ def test_what_is_not_a_run_folder(tmp_path: Path) -> None:
 
 
 def test_matrix_and_rows() -> None:
-    names = ["cat", "dog"]
-    view = matrix_view([[8, 2], [0, 0]], names)
+    view = matrix_view(Confusion([[8, 2], [0, 0]], ["cat", "dog"]))
     assert [(cell["style"], cell["text"]) for cell in view["cells"]] == [("hit", "8"), ("miss", "2")]
-    assert view["pairs"] == [
-        {"truth": "cat", "predicted": "dog", "count": 2, "share": "20.0 %", "width": 100.0}
-    ]
-    figures = {"precision": 1.0, "recall": 0.8, "f1": 0.889, "support": 10}
-    nothing = {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
-    rows = class_rows({"confusion": [[8, 2], [0, 0]], "per_class": {"cat": figures, "dog": nothing}}, names)
+    assert [(entry["title"], len(entry["rows"])) for entry in view["lists"]] == [("Most often confused", 1)]
+    row = view["lists"][0]["rows"][0]
+    assert (row["truth"], row["predicted"], row["count"], row["width"]) == ("cat", "dog", "2", 100.0)
+    assert row["note"] == "20.0 % of cat" and not view["notes"]
+    figures = {"recall": 0.8, "f1": 0.889, "support": 10}
+    nothing = {"recall": 0.0, "f1": 0.0, "support": 0}
+    evaluation = {"confusion": [[8, 2], [0, 0]], "per_class": {"cat": figures, "dog": nothing}}
+    rows = class_rows(evaluation, SHARES)
     assert [row["name"] for row in rows] == ["dog", "cat"]
     assert (rows[1]["recall"], rows[1]["taken_for"], rows[0]["taken_for"]) == (80.0, "dog (2)", "")
+
+
+def test_rows_without_a_figure_come_last() -> None:
+    per_class = {"a": {"recall": None, "support": 0}, "b": {"recall": 0.5}, "c": {"recall": 0.25, "f1": None}}
+    rows = class_rows({"per_class": per_class}, SHARES)
+    assert [(row["name"], row["recall"], row["f1"]) for row in rows] == [
+        *(("c", 25.0, None), ("b", 50.0, None), ("a", None, None))
+    ]
+
+
+def test_a_background_is_what_is_missed_and_what_is_not_there() -> None:
+    """Ten cats: six found, one named dog, three missed; two boxes named dog where nothing is."""
+    counts = [[6, 1, 3], [0, 4, 0], [0, 2, 0]]
+    view = matrix_view(Confusion(counts, ["cat", "dog", "background"], background=True))
+    styles = [(cell["style"], cell["tip"]) for cell in view["cells"]]
+    assert styles == [
+        ("hit", "cat\nnamed cat: 6 of 10 (60.0 %)"),
+        ("miss", "cat\nnamed dog: 1 of 10 (10.0 %)"),
+        ("ground", "cat\nmissed: 3 of 10 (30.0 %)"),
+        ("hit", "dog\nnamed dog: 4 of 4 (100.0 %)"),
+        ("ground", "background\nnamed dog: 2 of 2 (100.0 %)"),
+    ]
+    lists = [
+        [(row["truth"], row["predicted"], row["note"]) for row in part["rows"]] for part in view["lists"]
+    ]
+    assert lists == [
+        [("cat", "dog", "10.0 % of cat")],
+        [("cat", "", "30.0 % of cat")],
+        [("dog", "", "28.6 % of what was named dog")],
+    ]
+    evaluation = {"confusion": counts, "confusion_names": ["cat", "dog", "background"]}
+    rows = class_rows({**evaluation, "per_class": {"cat": {"recall": 0.6}, "dog": {"recall": 1.0}}}, SHARES)
+    assert [row["taken_for"] for row in rows] == ["dog (1)", ""]
+
+
+def test_a_large_matrix_keeps_the_classes_with_the_most_mistakes() -> None:
+    counts = np.diag(np.full(151, 50))
+    for i in range(60):  # pairs (149, 0), (148, 1), ...: 30 of them touch the 60 classes 0 to 29, 120 to 149
+        counts[149 - i, i] = 1 + (i < 30)
+    counts[7, 150] = counts[150, 8] = 1
+    names = [*(f"class {i}" for i in range(150)), "background"]
+    view = matrix_view(Confusion(counts.tolist(), names, background=True))
+    assert view["names"] == [*(names[:30]), *(names[120:150]), "background"]
+    assert view["notes"] == [
+        "Of 150 classes, the 60 with the most mistakes are drawn; shares are of all that a row has."
+    ]
+    assert len(view["cells"]) == 60 + 30 + 2
+    assert len(matrix_view(Confusion(counts[:100, :100].tolist(), names[:100]))["names"]) == 100
+
+
+def test_large_counts_are_told_as_shares() -> None:
+    view = matrix_view(Confusion([[1_950_000, 40_000, 10_000], [0, 0, 0], [5, 0, 4]], ["sky", "sea", "sand"]))
+    # 10,000 of two million are half a percent, the least that is drawn; 5 of 9 are 56 percent
+    assert [cell["text"] for cell in view["cells"]] == ["98", "2", "0", "56", "44"]
+    assert view["notes"] == ["Numbers are percent of the row.", "Shares under 0.5 % are left blank."]
+    assert [row["count"] for row in view["lists"][0]["rows"]] == ["40 k", "10 k", "5"]
+    small = matrix_view(Confusion([[1_990_001, 9_999], [0, 0]], ["sky", "sea"]))
+    assert len(small["cells"]) == 1
+    assert [short(count) for count in (9_999, 10_000, 1_234_567)] == ["9999", "10 k", "1.23 M"]
 
 
 @pytest.mark.parametrize(
@@ -173,6 +392,34 @@ def test_chart_of_nothing_of_a_point_and_of_nan() -> None:
     assert line_chart("t", [Line("a", "main", [(1, float("nan")), (2, 5.0)])]) is None
     chart = line_chart("t", [Line("a", "main", [(1, 5.0), (2, 5.0)])], best_epoch=1)
     assert chart and chart.mark and chart.columns[0]["tip"] == "epoch 1\na 5"
+
+
+def test_precision_over_recall_lies_where_its_numbers_say() -> None:
+    curves = {"recall": [0, 0.5, 1], "iou50": [1, 0.5, 0], "iou75": [0.5, None, 0]}
+    curves["per_class"] = {"low": [0.5, 0, 0], "high": [1, 1, 1]}  # type: ignore[assignment]
+    chart = recall_chart("t", *precision_recall(curves))
+    assert chart and chart.axes == ("recall", "precision")
+    left, right, top, bottom = chart.left, chart.right, chart.top, chart.bottom
+    middle = (left + right) / 2, (top + bottom) / 2
+    corners = [(left, top), middle, (right, bottom)]
+    assert _points(chart.lines[0].path) == pytest.approx(np.array(corners), abs=0.06)
+    assert len(_points(chart.lines[1].path)) == 2
+    assert [line.tip for line in chart.thin] == [
+        "high\naverage precision 100.0 %",
+        "low\naverage precision 16.7 %",
+    ]
+    assert _points(chart.thin[0].path)[:, 1] == pytest.approx(top)
+    assert [text for _, text in chart.x_ticks] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
+
+
+def _points(path: str) -> np.ndarray:
+    return np.array([[float(part) for part in point.split()] for point in path.removeprefix("M").split("L")])
+
+
+def test_no_chart_of_recall_without_a_curve() -> None:
+    empty = {"recall": [0, 0.5, 1], "iou50": [], "iou75": [], "per_class": {}}
+    for curves in (None, {}, empty, {**empty, "per_class": {"cat": [None, float("nan"), 0.5]}}):
+        assert recall_chart("t", *precision_recall(curves)) is None
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Videos and cameras: each frame answered as a picture is, a film that is whole or not there, broken files."""
+"""Videos and cameras: frames answered as pictures are, a film that is whole or not there, broken files."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from metamobile.weights.card import Card
 from small_model import make_run
 
 cv2 = pytest.importorskip("cv2")
+video.load_opencv()  # before its first use here: FFmpeg looks only then how much it may say
 
 GROUND, RED = (20, 40, 200), (220, 30, 30)  # RGB; JPEG-like codecs keep them within some levels
 
@@ -59,7 +60,7 @@ def read_clip(path: Path) -> tuple[list[np.ndarray], float]:
 
 
 class Colours:
-    """A segmenter, or a detector of red, that can be followed by hand: a pixel's class is its largest channel."""
+    """A segmenter to be followed by hand: a pixel's class is its largest channel; or a detector of red."""
 
     name = "colours"
 
@@ -376,7 +377,7 @@ def test_a_file_that_is_cut_off(tmp_path: Path) -> None:
         Model(Colours()), tmp_path / "clip.avi", progress=lambda *call: calls.append(call)
     )
     read = len(answered.results)
-    assert 20 < read < 40
+    assert 5 < read < 40
     assert calls[-1] == (read, 60)
     (failure,) = answered.failures
     assert f"clip.avi: ends after {read} of 60 frames" in str(failure)
@@ -469,8 +470,8 @@ def test_no_camera_here_is_one_error(capfd) -> None:
 
 
 def test_a_cameras_film_keeps_the_pace(tmp_path: Path, monkeypatch) -> None:
-    """By hand: at 10 a second, frames seen at 0, 0.25, 0.3 and 1.0 s fill the places 0-, 1-2, 3 and 4-10."""
-    times = iter([100.0, 100.0, 100.25, 100.3, 101.0])
+    """By hand: at 10 a second, frames seen at 0, 0.25, 0.35 and 1.05 s fill the places 0, 1-2, 3 and 4-10."""
+    times = iter([100.0, 100.0, 100.25, 100.35, 101.05])
     monkeypatch.setattr(video.time, "monotonic", lambda: next(times))
     greys = (40, 100, 160, 220)
     with film_at(tmp_path / "a.mp4", 10, live=True) as film:
@@ -506,10 +507,25 @@ def test_missing_library(clip: Path, monkeypatch) -> None:
             predict_video(Model(Colours()), source)
 
 
+def test_a_library_that_cannot_be_loaded(clip: Path, tmp_path: Path, monkeypatch) -> None:
+    """What the build of OpenCV with windows says on a server."""
+    (tmp_path / "cv2.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
+    monkeypatch.delitem(sys.modules, "cv2")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match=r"libGL.so.1: .*; pip install opencv-python-headless"):
+        predict_video(Model(Colours()), clip)
+
+
 def test_no_torch_and_no_opencv_until_needed() -> None:
-    code = "import sys, metamobile.inference.video as v; v.is_video('camera'); print({'torch', 'cv2'} & set(sys.modules))"
+    code = (
+        "import sys\n"
+        "sys.modules['torch'] = sys.modules['timm'] = sys.modules['torchvision'] = None\n"
+        "import metamobile_cli\n"
+        "from metamobile.inference.video import is_video\n"
+        "print(is_video('a.mp4'), 'cv2' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    assert done.stdout.strip() == "True False"
 
 
 def test_no_codec(tmp_path: Path, monkeypatch) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from metamobile.data.box_sample import BoxSample, BoxSplit
 from metamobile.data.coco import find_coco, open_json
-from metamobile.data.folder import _rank, _unknown_class
+from metamobile.data.folder import rank, unknown_class
 from metamobile.data.inspect import Problem
 from metamobile.data.layout import TRAIN, name_some
 from metamobile.data.yolo import find_yolo, open_yaml
@@ -185,7 +185,7 @@ def _read(
     for sample in found.samples:
         unknown = sample.labels[place[sample.labels] < 0]
         if len(unknown):
-            raise ValueError(f"{sample.path}: {_unknown_class(own[unknown[0]], classes)}")
+            raise ValueError(f"{sample.path}: {unknown_class(own[unknown[0]], classes)}")
     return [replace(sample, labels=place[sample.labels]) for sample in found.samples]
 
 
@@ -212,7 +212,7 @@ def _hold_out(
         raise DataError(f"{layout.root}: one picture; expected at least two, to hold one out")
     root = layout.root
     places = [s.path.relative_to(root) if s.path.is_relative_to(root) else s.path for s in samples]
-    ranked = sorted(range(len(samples)), key=lambda i: _rank(places[i], seed))
+    ranked = sorted(range(len(samples)), key=lambda i: rank(places[i], seed))
     held = set(ranked[: min(max(1, round(len(samples) * val_fraction)), len(samples) - 1)])
     train = [sample for i, sample in enumerate(samples) if i not in held]
     val = [sample for i, sample in enumerate(samples) if i in held]

@@ -79,14 +79,14 @@ class CocoLayout:
         with_masks = any(row.get("segmentation") for row in content["annotations"])
         folders = self._folders(split)
         names = [str(picture["file_name"]).replace("\\", "/") for picture in content["images"]]
+        if not names:
+            raise DataError(f"{path}: names no pictures; expected some in 'images'")
         home = _home(names, folders)
         if home is None:
-            places = ", ".join(dict.fromkeys(f"{shorten(f, self.root)}/" for f in folders))
+            places = ", ".join(f"{shorten(folder, self.root)}/" for folder in folders)
             raise DataError(
                 f"{path}: none of its {len(names):,} pictures is found, such as {names[0]}; looked in "
                 f"{self.root} ({places})"
-                if names
-                else f"{path}: names no pictures; expected some in 'images'"
             )
         found = BoxSplit()
         seen: dict[Path, Any] = {}

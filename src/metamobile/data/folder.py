@@ -194,14 +194,14 @@ def _hold_out(
     for name, own in zip(classes, of_class, strict=True):
         if len(own) < 2:
             raise DataError(f"{whole / name}: one picture; expected at least two, to hold one out")
-        ranked = sorted(own, key=lambda s: _rank(s.path.relative_to(whole), seed))
+        ranked = sorted(own, key=lambda s: rank(s.path.relative_to(whole), seed))
         held = min(max(1, round(len(own) * val_fraction)), len(own) - 1)
         val += sorted(ranked[:held], key=lambda s: s.path)
         train += sorted(ranked[held:], key=lambda s: s.path)
     return train, val
 
 
-def _rank(path: Path, seed: int) -> bytes:
+def rank(path: Path, seed: int) -> bytes:
     return hashlib.sha256(f"{seed}/{path.as_posix()}".encode()).digest()
 
 
@@ -248,13 +248,13 @@ def eval_samples(data: str | Path, classes: Sequence[str]) -> tuple[list[Sample]
         own = [p.name for p in class_folders(splits.get(TRAIN, split).folder)] or sorted(classes)
         samples = list_samples(pictures, own, "of the data" if own != sorted(classes) else "of the model")
         for unknown in sorted({own[sample.target] for sample in samples} - set(index)):
-            raise ValueError(f"{split.listing}: {_unknown_class(unknown, classes)}")
+            raise ValueError(f"{split.listing}: {unknown_class(unknown, classes)}")
         samples = [Sample(sample.path, index[own[sample.target]]) for sample in samples]
         return samples, describe(root, {name: split}, {name: pictures})
     samples = []
     for class_folder in class_folders(split.folder):
         if class_folder.name not in index:
-            raise ValueError(f"{class_folder}: {_unknown_class(class_folder.name, classes)}")
+            raise ValueError(f"{class_folder}: {unknown_class(class_folder.name, classes)}")
         samples += [Sample(path, index[class_folder.name]) for path in pictures_in(class_folder)]
     if not samples:
         raise ValueError(
@@ -265,7 +265,7 @@ def eval_samples(data: str | Path, classes: Sequence[str]) -> tuple[list[Sample]
     )
 
 
-def _unknown_class(name: str, classes: Sequence[str]) -> str:
+def unknown_class(name: str, classes: Sequence[str]) -> str:
     known = f"{', '.join(list(classes)[:12])}{', ...' if len(classes) > 12 else ''}"
     return f"the model has no class {name!r}; it knows {known}{nearest(name, classes)}"
 

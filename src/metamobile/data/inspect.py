@@ -117,7 +117,7 @@ def inspect_folder(
     first: dict[bytes, _Place] = {}
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:  # Pillow decodes without the GIL
         parts = (places[i : i + WAITING] for i in range(0, len(places), WAITING))
-        answers = chain.from_iterable(pool.map(_examine, [place.path for place in part]) for part in parts)
+        answers = chain.from_iterable(pool.map(examine, [place.path for place in part]) for part in parts)
         for done, (place, (digest, problem)) in enumerate(zip(places, answers, strict=True), start=1):
             if problem is not None:
                 found.problems.append(problem)
@@ -147,7 +147,7 @@ def _files_of(
         yield folder.name, folder, [path for path in files_in(folder) if path not in others]
 
 
-def _examine(path: Path) -> tuple[bytes, Problem | None]:
+def examine(path: Path) -> tuple[bytes, Problem | None]:
     """(hash of the content, what is wrong); an empty hash for what is no picture and does not say so."""
     try:
         content = path.read_bytes()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from metamobile.data.box_sample import BoxSample, is_turned, picture_size
 from metamobile.data.boxes import BoxLayout, class_difference, find_boxes, shared_pictures
-from metamobile.data.inspect import BAD_FILES, WAITING, Inspection, Problem, _examine
+from metamobile.data.inspect import BAD_FILES, WAITING, Inspection, Problem, examine
 from metamobile.data.layout import TRAIN, name_some
 from metamobile.errors import DataError
 
@@ -157,7 +157,7 @@ def _examine_pictures(
 
 def _look(path: Path, size: tuple[int, int] | None) -> tuple[bytes, Problem | None]:
     """(hash of the content, what is wrong); `size` is what the annotations say, None where nothing does."""
-    digest, problem = _examine(path)
+    digest, problem = examine(path)
     if problem is not None or size is None:
         return digest, problem
     if not digest:

@@ -1,4 +1,4 @@
-"""Which class a mask's numbers or colours mean: by classes.txt, by names that are given, or as they are found.
+"""Which class a mask's numbers or colours mean: by classes.txt, by names that are given, or as found.
 
 Shapes: H and W, a mask's height and width.
 """
@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from metamobile.data.folder import _unknown_class
+from metamobile.data.folder import unknown_class
 from metamobile.errors import DataError, PictureError
 
 IGNORED = 255  # the class index of pixels that count for nothing; as a number in a file it means the same
 UNKNOWN = 254  # while decoding: a value that no class has
 NUMBERS, COLOURS = 1 << 16, 1 << 24  # values that a mask of numbers, of colours can have
 CLASSES = "classes.txt"
+LOSSY = "a JPEG, whose losses mix the classes at every edge; save masks as PNG"
 VOID = frozenset({"void", "unlabelled", "unlabeled", "ignore", "ignored"})
 TWO_VALUED = frozenset({0, 255})
 MOST_LOOKED_AT, MOST_NAMED = 16, 12  # masks to gather colours from, and colours in one message
@@ -56,7 +57,7 @@ def _table(pairs: tuple[tuple[int, int], ...], size: int) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Legend:
-    """The class of each number in a mask, None for one that is ignored; packed colours that stand for numbers.
+    """The class of each number in a mask, None for an ignored one; packed colours that stand for numbers.
 
     `source` tells in words where the names come from.
     """
@@ -76,11 +77,11 @@ class Legend:
         return replace(self, names={IGNORED: None, **names})
 
     def coding(self, classes: Sequence[str]) -> Coding:
-        """For class indices that are places in `classes`. Errors: ValueError for a class that is not there."""
+        """For class indices that are places in `classes`. Errors: ValueError for a class not among them."""
         index = {name: place for place, name in enumerate(classes)}
         for name in self.classes:
             if name not in index:
-                raise ValueError(f"{self.source}: {_unknown_class(name, classes)}")
+                raise ValueError(f"{self.source}: {unknown_class(name, classes)}")
         place = {number: IGNORED if name is None else index[name] for number, name in self.names.items()}
         colours = tuple((colour, place[number]) for colour, number in self.colours.items())
         return Coding(tuple(place.items()), colours)
@@ -94,7 +95,9 @@ def read_classes(path: Path) -> Legend:
     try:
         lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as such") from None
+        raise DataError(
+            f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as such"
+        ) from None
     names: dict[int, str | None] = {}
     colours: dict[int, int] = {}
     for number, line in enumerate(map(str.strip, lines)):
@@ -176,7 +179,8 @@ def check_count(legend: Legend, where: Path) -> None:
     if not 2 <= count <= UNKNOWN:
         named = f" ({legend.classes[0]})" if count == 1 else ""
         raise DataError(
-            f"{where}: {count} classes{named} by {legend.source}; expected 2 to {UNKNOWN}, background included"
+            f"{where}: {count} {'class' if count == 1 else 'classes'}{named} by {legend.source}; expected 2 "
+            f"to {UNKNOWN}, the background included"
         )
 
 
@@ -187,9 +191,10 @@ def read_values(path: Path) -> tuple[NDArray[np.integer], bool]:
     be read; DataError for one whose values are not exact.
     """
     try:
-        with Image.open(path) as mask:
-            mask.load()
-            kind = mask.format
+        with Image.open(path) as file:
+            file.load()
+            mask: Image.Image = file
+            kind = file.format
     except (
         OSError,
         SyntaxError,
@@ -204,7 +209,7 @@ def read_values(path: Path) -> tuple[NDArray[np.integer], bool]:
             f"{path}: the mask cannot be read ({reason}); replace it or leave it out"
         ) from error
     if kind in ("JPEG", "MPO"):
-        raise DataError(f"{path}: a JPEG, whose losses mix the classes at every edge; save masks as PNG")
+        raise DataError(f"{path}: {LOSSY}")
     if mask.mode in ("LA", "PA"):
         mask = mask.getchannel(0)
     if mask.mode in ("RGB", "RGBA", "RGBX"):
@@ -242,12 +247,16 @@ def refuse_colours(masks: Sequence[Path], root: Path) -> None:
         values, coloured = read_values(mask)
         if coloured:
             colours.update(count_values(values, coloured))
-    named = ", ".join(name_colour(colour) for colour, _ in colours.most_common(MOST_NAMED))
-    more = f" and {len(colours) - MOST_NAMED:,} more" if len(colours) > MOST_NAMED else ""
     raise DataError(
-        f"{masks[0]}: a mask of colours, found {named}{more}; write {root / CLASSES} with a line 'name r g b' "
-        "for each, such as 'road 128 64 128'"
+        f"{masks[0]}: a mask of colours, found {name_colours(colours)}; write {root / CLASSES} with a line "
+        "'name r g b' for each, such as 'road 128 64 128'"
     )
+
+
+def name_colours(colours: Counter[int]) -> str:
+    """Such as "0 0 0, 128 64 128 and 3 more", those of most pixels first."""
+    named = ", ".join(name_colour(colour) for colour, _ in colours.most_common(MOST_NAMED))
+    return named + (f" and {len(colours) - MOST_NAMED:,} more" if len(colours) > MOST_NAMED else "")
 
 
 def name_colour(packed: int) -> str:

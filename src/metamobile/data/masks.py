@@ -17,7 +17,7 @@ from PIL import Image
 
 from metamobile.data import ade20k
 from metamobile.data.boxes import BY_HEART
-from metamobile.data.folder import _rank
+from metamobile.data.folder import rank
 from metamobile.data.layout import HELD_OUT, TRAIN, name_some
 from metamobile.data.mask_classes import (
     CLASSES,
@@ -132,8 +132,9 @@ class MaskFolders:
         pairs = Pairs([], [], [])
         for picture in pictures_in(self.pictures):
             name = _name_below(picture, self.pictures)
-            if mask := exact.get(name) or ended.get(name):
-                pairs.matched.append((picture, mask))
+            own = exact.get(name) or ended.get(name)
+            if own is not None:
+                pairs.matched.append((picture, own))
             else:
                 pairs.bare.append(picture)
         used = {mask for _, mask in pairs.matched}
@@ -168,9 +169,9 @@ class MaskLayout:
         given = given_legend(classes) if classes else None
         if (path := self.root / CLASSES).is_file():
             legend = read_classes(path)
-            if given and given.classes not in (legend.classes, list(legend.names.values())):
+            if given and given.classes != legend.classes:
                 raise ValueError(
-                    f"{path}: names {name_some(legend.classes)}, but data.classes {name_some(given.classes)}; "
+                    f"{path}: names {name_some(legend.classes)}, data.classes {name_some(given.classes)}; "
                     "expected the same, or one of them alone"
                 )
             return legend
@@ -195,11 +196,13 @@ def find_masks(data: str | Path) -> MaskLayout:
         if root.exists():
             raise ValueError(f"{root}: a file; {FORMS}, or 'shapes'")
         names = [p.name for p in root.parent.iterdir() if p.is_dir()] if root.parent.is_dir() else []
-        raise ValueError(f"{root}: no such folder; {FORMS}, or 'shapes'{nearest(root.name, [*names, 'shapes'])}")
+        raise ValueError(
+            f"{root}: no such folder; {FORMS}, or 'shapes'{nearest(root.name, [*names, 'shapes'])}"
+        )
     splits: dict[str, MaskFolders] = {}
     unused = []
-    for split, names in (("train", TRAINS), ("val", HELD_OUT)):
-        for name in names:
+    for split, called in ((TRAIN, TRAINS), ("val", HELD_OUT)):
+        for name in called:
             pictures, masks = _folders_of(root, name)
             if pictures and masks and split not in splits:
                 splits[split] = MaskFolders(pictures, masks)
@@ -290,8 +293,11 @@ def eval_masks(
     layout = find_masks(data)
     name = "val" if "val" in layout.splits else next(iter(layout.splits))
     legend = layout.legend() or model_legend(classes, ignore)
-    pairs = {split: _pairs_of(folders, ()) for split, folders in layout.splits.items()}
+    pairs = {split: _pairs_of(folders, set()) for split, folders in layout.splits.items()}
     legend = _legend_of(legend, pairs, layout.root, ignore)
+    for unknown in legend.classes:
+        if unknown not in classes:
+            raise ValueError(f"{layout.root}: {_unknown_class(unknown, classes)}")
     coding = legend.coding(classes)
     samples = [MaskSample(*pair, coding) for pair in pairs[name]]
     text = "all, as no validation split is there"
@@ -300,19 +306,18 @@ def eval_masks(
     return samples, f"{text}; classes by {legend.source}"
 
 
-def _pairs_of(folders: MaskFolders, excluded: Collection[Path]) -> list[tuple[Path, Path]]:
+def _pairs_of(folders: MaskFolders, excluded: set[Path]) -> list[tuple[Path, Path]]:
     """Pictures and masks, sorted. Errors: DataError for pictures without a mask, or when none is left."""
     pairs = folders.pair()
     bare = [path.name for path in pairs.bare if path not in excluded]
     if bare:
         raise DataError(
-            f"{folders.pictures}: {len(bare):,} of the {len(bare) + len(pairs.matched):,} pictures have no mask "
-            f"in {folders.masks} ({name_some(bare)}); add them, or leave the pictures out with --drop-bad"
+            f"{folders.pictures}: {len(bare):,} of the {len(bare) + len(pairs.matched):,} pictures have no "
+            f"mask in {folders.masks} ({name_some(bare)}); add them, or leave such out with --drop-bad"
         )
-    kept = [pair for pair in pairs.matched if excluded.isdisjoint(pair)] if excluded else pairs.matched
+    kept = [pair for pair in pairs.matched if not excluded.intersection(pair)]
     if not kept:
-        why = f"all {len(pairs.matched):,} pictures are left out" if pairs.matched else "no picture with a mask"
-        raise DataError(f"{folders.pictures}: {why}; expected some")
+        raise DataError(f"{folders.pictures}: all pictures with a mask are left out; expected some")
     return kept
 
 
@@ -352,7 +357,7 @@ def _hold_out(
     if len(samples) < 2:
         raise DataError(f"{folders.pictures}: one picture; expected at least two, to hold one out")
     order = sorted(
-        range(len(samples)), key=lambda i: _rank(samples[i].path.relative_to(folders.pictures), seed)
+        range(len(samples)), key=lambda i: rank(samples[i].path.relative_to(folders.pictures), seed)
     )
     held = set(order[: min(max(1, round(len(samples) * val_fraction)), len(samples) - 1)])
     train = [sample for i, sample in enumerate(samples) if i not in held]

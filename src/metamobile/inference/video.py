@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"})
 CODECS = ("avc1", "mp4v")  # H.264, which pip's OpenCV for Linux cannot write; MPEG-4 Part 2, which all can
 USUAL_RATE = 30.0  # frames a second, where a file or a camera does not tell its own
-PANEL, OPACITY = 1 / 3, 0.8  # share of a frame's height that a legend may take; how much of it is seen
+PANEL, OPACITY = 1 / 3, 0.85  # share of a frame's height that a legend may take; how much of it is seen
 SHORT = 0.95  # share of the frames told of, below which a file counts as cut off: the count may be a few off
 PATIENCE, WARM_UP = 300, 5  # reads in a row without a frame, after which a file or a camera is given up
 IN_MEMORY = 64 << 20  # bytes of packed results, before they go to a temporary file

@@ -66,8 +66,9 @@ def matrix_view(confusion: Confusion) -> dict:
     longest = max(len(name) for name in names)
     margin = round(min(longest, 22) * name_size * 0.58 + 10)  # 0.58 em is a wide letter's share
     width = margin + cell * len(names) + 4
+    show_texts = cell >= 22
     return {
-        "cells": _cells(confusion, rows, cell, margin),
+        "cells": _cells(confusion, rows, cell, margin, show_texts),
         "cell": cell,
         "count_size": round(min(13.0, cell * 0.4), 1),
         "names": [shorten(name, 22) for name in names],
@@ -79,25 +80,29 @@ def matrix_view(confusion: Confusion) -> dict:
         "height": round(4 + cell * len(names) + margin),
         "least": round(min(width, max(280.0, 0.72 * width))),
         "background": confusion.background,
-        "notes": _left_out(confusion, rows),
+        "notes": _notes(confusion, rows, show_texts),
         "lists": _lists(confusion),
     }
 
 
-def _left_out(confusion: Confusion, rows: Sequence[int]) -> list[str]:
+def _notes(confusion: Confusion, rows: Sequence[int], show_texts: bool) -> list[str]:
+    """What is left out, and what numbers in cells are where they are no counts."""
     notes = []
     if len(rows) < len(confusion.names):
         notes.append(
             f"Of {confusion.classes} classes, the {SOME} with the most mistakes are drawn; "
             "shares are of all that a row has."
         )
+    if confusion.large and show_texts:
+        notes.append("Numbers are percent of the row.")
     if confusion.large:
         notes.append(f"Shares under {percent(LEAST)} are left blank.")
     return notes
 
 
-def _cells(confusion: Confusion, rows: Sequence[int], cell: float, margin: int) -> list[dict]:
-    show_texts = cell >= 22
+def _cells(
+    confusion: Confusion, rows: Sequence[int], cell: float, margin: int, show_texts: bool
+) -> list[dict]:
     cells = []
     for row, i in enumerate(rows):
         for column, j in enumerate(rows):

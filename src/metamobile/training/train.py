@@ -335,6 +335,10 @@ def _open_data(task: Task, recipe: Recipe, resume: bool, reporter: Reporter) -> 
             reporter.say(f"left out, as --drop-bad says, {len(exclude)} files:")
         for path in exclude:
             reporter.say(f"  {path}")
+        if inside := [problem for problem in inspection.problems if problem.path not in exclude]:
+            reporter.say(
+                f"and what is wrong inside of {len({p.path for p in inside})} files, such as {inside[0]}"
+            )
     return task.data.open_data(recipe.data, exclude)
 
 

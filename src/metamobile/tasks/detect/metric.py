@@ -212,7 +212,7 @@ class Metric:
         return {
             "recall": np.linspace(0, 1, precision.shape[1]).round(2).tolist(),
             "iou50": means[0].round(4).tolist(),
-            "iou75": means[5].round(4).tolist(),
+            "iou75": means[5].round(4).tolist(),  # 0.50, 0.55, ..., 0.75
             "per_class": {self.names[i]: precision[0, :, i].round(4).tolist() for i in most},
         }
 

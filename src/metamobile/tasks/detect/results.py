@@ -23,6 +23,7 @@ from metamobile.tasks.detect.drawing import draw as draw
 
 if TYPE_CHECKING:
     from metamobile.data.box_sample import BoxSample
+    from metamobile.deploy.runtimes import Runtime
 
 HEADLINES = [
     ("ap", "AP", "%", "average precision, mean of IoU 0.50 to 0.95 and of the classes"),
@@ -35,12 +36,10 @@ CLASS_COLUMNS = [
     ("ap", "AP %", "average precision, mean of IoU 0.50 to 0.95"),
     ("ap50", "AP50 %", "average precision at IoU 0.50"),
     ("recall", "Recall %", "share of this class's boxes that were found with a score of at least 0.25"),
-    (
-        "precision",
-        "Precision %",
-        "share of the boxes named so with a score of at least 0.25 that are right",
-    ),
+    ("precision", "Precision %", "share of the boxes named so, with at least that score, that are right"),
 ]
+
+OPTIONS = ("conf", "iou")
 
 Codes = list[dict[str, Any]]  # COCO's run-length codes, {"size": [H, W], "counts": text}
 
@@ -106,12 +105,13 @@ def decode(
     sizes: Sequence[tuple[int, int]],
     shapes: Sequence[tuple[int, int]],
     conf: float = 0.0,
+    iou: float | None = None,
 ) -> list[Detections]:
     """A network's boxes, scores, labels and perhaps masks of each picture -> the same in its own pixels.
 
     `sizes` (width, height) of the pictures, `shapes` (h, w) of the network's inputs, each of which shows its
     whole picture. Boxes are clipped to the picture; one that has no area there is dropped, as is one with a
-    score below `conf`. Errors: NotFinite; ValueError for what does not fit together.
+    score below `conf`. `iou` is for `configure`. Errors: NotFinite; ValueError for what does not fit.
     """
     if not len(outputs) == len(pictures) == len(sizes) == len(shapes):
         raise ValueError(
@@ -124,6 +124,41 @@ def decode(
 
 
 answers = decode  # what the metric takes
+
+
+def configure(runtime: Runtime, *, conf: float | None = None, iou: float | None = None) -> Runtime:
+    """The runtime with `conf` as the lowest score, and `iou` as the overlap at which the worse of two boxes
+    of a class is dropped. Errors: ValueError for an `iou` where suppression is part of an exported file.
+    """
+    if hasattr(runtime, "set_thresholds"):
+        return runtime if conf is None and iou is None else WithThresholds(runtime, conf, iou)
+    if iou is not None:
+        raise ValueError(
+            f"iou {iou:g}: in a file for {runtime.name} the overlap is fixed; expected a run folder or a "
+            ".safetensors file"
+        )
+    return runtime  # of its boxes `decode` leaves those above `conf`
+
+
+class WithThresholds:
+    """A runtime whose network has other thresholds while it runs, and its own again after that."""
+
+    def __init__(self, runtime: Any, conf: float | None, iou: float | None) -> None:
+        self.runtime, self.conf, self.iou = runtime, conf, iou
+        self.name, self.card = runtime.name, runtime.card
+
+    def run(self, batch: NDArray[np.float32]) -> Any:
+        holder = self.runtime.network.thresholds()
+        before = {"score": holder.score_thresh, "iou": holder.nms_thresh}
+        self.runtime.set_thresholds(score=self.conf, iou=self.iou)
+        try:
+            return self.runtime.run(batch)
+        finally:
+            self.runtime.set_thresholds(**before)
+
+
+def save_more(result: Detections, drawing: Path) -> None:
+    """Nothing but the drawing is written for boxes; masks are in the JSON."""
 
 
 def _decode(
@@ -252,7 +287,7 @@ def image_id_of(picture: str) -> int | str:
 
 def json_text(results: Sequence[Detections], about: Mapping[str, Any]) -> str:
     """COCO's results, a list; of `about` only "category_ids" and "image_ids" are used, if they are there."""
-    entries = to_coco(results, about.get("category_ids"), about.get("image_ids"))
+    entries = to_coco(results, about.get("category_ids") or None, about.get("image_ids"))
     lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
     return f"[\n{lines}\n]\n" if lines else "[]\n"
 
