@@ -38,7 +38,7 @@ TASK = Option(metavar="NAME", help="classify, detect or segment.")
 SIZE = Option(metavar="PX", help="Input size in pixels: 128, or 96,160 (height,width).")
 BATCH_SIZE = Option(metavar="N", min=1, help="Pictures at a time.")
 WORKERS = Option(metavar="N", min=0, help="Readers of pictures beside the network; 0: none.")
-IOU = Option(min=0, max=1, metavar="SHARE", help="Of a detector: overlap at which the worse box is dropped.")
+IOU = Option(min=0, max=1, metavar="SHARE", help="Of a detector: overlap that drops the worse box.")
 SLIDE = Option(min=32, metavar="PX", help="Of a segmenter: answer in overlapping windows of this side.")
 DEVICE = Option(metavar="NAME", help="Where to compute: auto, cpu, cuda or mps.")
 
@@ -232,7 +232,9 @@ def predict(
     model: Annotated[str, Argument(metavar="MODEL", help=f"As for eval; left out, {DEFAULT_MODEL} answers.")],
     pictures: Annotated[
         list[str] | None,
-        Argument(metavar="PICTURES", help="Files, folders, globs, or - for paths from stdin, one a line."),
+        Argument(
+            metavar="PICTURES", help="Files, folders, globs, a video, camera, or - for paths from stdin."
+        ),
     ] = None,
     out: Annotated[Path | None, Option(metavar="DIR", help="Write annotated pictures here.")] = None,
     json: Annotated[Path | None, Option(metavar="FILE", help="Write the answers as JSON.")] = None,
@@ -249,23 +251,31 @@ def predict(
     workers: Annotated[int, WORKERS] = 1,
     device: Annotated[str, DEVICE] = "auto",
 ) -> None:
-    """Name what pictures show: classes, boxes or masks. A broken one is named and passed over: exit code 1."""
+    """Name what pictures show: classes, boxes, masks. A broken one is named and passed over: exit code 1."""
     model, pictures = split_model(model, pictures or [])
     from metamobile.inference.predict import predict
+    from metamobile.inference.video import is_video
     from metamobile.show import print_answers
+    from metamobile.training.progress import Reporter
 
-    predictions = predict(
-        model,
-        pictures,
-        out=out,
-        json=json,
-        csv=csv,
-        batch_size=batch_size,
-        device=device,
-        workers=workers,
-        **given(top=top, conf=conf, iou=iou, slide=slide),
-    )
-    print_answers(predictions.task, predictions.results)
+    film = len(pictures) == 1 and is_video(pictures[0])
+    with Reporter().bar(0) as bar:
+        predictions = predict(
+            model,
+            pictures,
+            out=out,
+            json=json,
+            csv=csv,
+            batch_size=batch_size,
+            device=device,
+            workers=workers,
+            progress=lambda done, total: bar.move("answering", done, total),
+            **given(top=top, conf=conf, iou=iou, slide=slide),
+        )
+    if film:
+        print(f"{len(predictions.results)} frames answered")
+    else:
+        print_answers(predictions.task, predictions.results)
     for failure in predictions.failures:
         complain(str(failure))
     for path in (out, json, csv):
@@ -388,12 +398,14 @@ def parse_size(text: str | None) -> int | list[int] | None:
 def split_model(model: str, pictures: list[str]) -> tuple[str, list[str]]:
     """`predict`'s words told apart. Where the first is a picture, the shipped model answers and is named."""
     from metamobile.data.pictures import PICTURE_SUFFIXES
+    from metamobile.inference.video import is_video
 
     path = Path(model)
     is_run = (path / "metrics.jsonl").is_file() or (path / "model.safetensors").is_file()
     is_picture = (
         model == "-"
         or path.suffix.lower() in PICTURE_SUFFIXES
+        or is_video(model)
         or any(sign in model for sign in "*?[")
         or (path.is_dir() and not is_run)
     )

@@ -69,9 +69,9 @@ def make_run(
 
 
 def make_dense_run(
-    folder: Path, task: str, classes: int = 80, epochs: int = 24, names: Sequence[str] = ()
+    folder: Path, task: str, classes: int = 80, epochs: int = 24, names: Sequence[str] = (), side: int = 48
 ) -> Path:
-    """The same of a run of "detect" or "segment", with drawings of the worst pictures in `folder`/worst.
+    """The same of a run of "detect" or "segment", with drawings of the worst pictures, `side` pixels each.
 
     Every eighth class is one of which there is nothing: its shares are None.
     """
@@ -90,7 +90,7 @@ def make_dense_run(
                 del line[key]
             line[main] = figure
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    evaluation["wrong"] = _drawings(rng, folder, names)
+    evaluation["wrong"] = _drawings(rng, folder, names, side)
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     return folder
 
@@ -298,21 +298,22 @@ def _segmentation(rng: np.random.Generator, names: Sequence[str]) -> dict:
     }
 
 
-def _drawings(rng: np.random.Generator, folder: Path, names: Sequence[str], count: int = 12) -> list[dict]:
+def _drawings(rng: np.random.Generator, folder: Path, names: Sequence[str], side: int) -> list[dict]:
     """Two pictures beside each other a drawing, of various shapes."""
     wrong = []
     (folder / "worst").mkdir(exist_ok=True)
-    for rank in range(count):
-        height = int(rng.integers(180, 520))
-        sheet = np.full((height, 968, 3), 255, np.uint8)
-        for left in (0, 488):
-            ramp = np.linspace(0, 255, 480)[None, :, None] * rng.uniform(0.2, 1.0, size=(height, 1, 3))
-            sheet[:, left : left + 480] = ramp
-        Image.fromarray(sheet).save(folder / "worst" / f"{rank:02}.jpg")
+    for rank in range(12):
+        height = int(rng.uniform(0.4, 1.2) * side)
+        sheet = np.full((height, 2 * side + 8, 3), 255, np.uint8)
+        for left in (0, side + 8):
+            ramp = np.linspace(0, 255, side)[None, :, None] * rng.uniform(0.2, 1.0, size=(height, 1, 3))
+            sheet[:, left : left + side] = ramp
+        drawing = f"worst/{rank:02}.jpg"
+        Image.fromarray(sheet).save(folder / drawing)
         truth, predicted = (
-            ", ".join(f"{k + 1} {names[k]}" for k in rng.integers(0, len(names), 3)) for _ in "ab"
+            ", ".join(f"{k + 1} {names[k]}" for k in rng.integers(0, len(names), 3)) for _ in range(2)
         )
-        entry = {"path": f"pictures/val/{rank}.jpg", "drawing": f"worst/{rank:02}.jpg", "truth": truth}
+        entry = {"path": f"pictures/val/{rank}.jpg", "drawing": drawing, "truth": truth}
         wrong.append({**entry, "predicted": predicted, "score": rank / 20, "note": ""})
     return wrong
 
@@ -323,5 +324,7 @@ if __name__ == "__main__":
     folder, number = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 10
     task = sys.argv[3] if len(sys.argv) > 3 else "classify"
     print(
-        write_report(make_run(folder, number) if task == "classify" else make_dense_run(folder, task, number))
+        write_report(
+            make_run(folder, number) if task == "classify" else make_dense_run(folder, task, number, side=480)
+        )
     )

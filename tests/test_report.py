@@ -352,6 +352,7 @@ def test_a_large_matrix_keeps_the_classes_with_the_most_mistakes() -> None:
     counts = np.diag(np.full(151, 50))
     for i in range(60):  # pairs (149, 0), (148, 1), ...: 30 of them touch the 60 classes 0 to 29, 120 to 149
         counts[149 - i, i] = 1 + (i < 30)
+    counts[150, 150] = 0
     counts[7, 150] = counts[150, 8] = 1
     names = [*(f"class {i}" for i in range(150)), "background"]
     view = matrix_view(Confusion(counts.tolist(), names, background=True))

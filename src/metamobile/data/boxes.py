@@ -17,7 +17,7 @@ from metamobile.data.box_sample import BoxSample, BoxSplit
 from metamobile.data.coco import find_coco, open_json
 from metamobile.data.folder import rank, unknown_class
 from metamobile.data.inspect import Problem
-from metamobile.data.layout import TRAIN, name_some
+from metamobile.data.layout import BY_HEART, TRAIN, name_some
 from metamobile.data.yolo import find_yolo, open_yaml
 from metamobile.errors import DataError, nearest
 
@@ -25,7 +25,6 @@ __all__ = ["BoxData", "BoxLayout", "BoxSample", "eval_boxes", "find_boxes", "ope
 
 FORMS = "expected COCO's annotations/*.json or YOLO's data.yaml, or images/ and labels/"
 MOST_NAMED = 3  # problems in one message
-BY_HEART = "the training pictures themselves, as val_fraction is 0: figures show what was learned by heart"
 
 
 @dataclass

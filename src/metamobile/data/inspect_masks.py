@@ -43,7 +43,8 @@ BAD_PAIRS = (
     "unknown colour",
     "wholly ignored",
 )
-BAD_SETS = ("colours without names", "too few classes")
+BAD_SETS = ("colours without names", "number of classes")
+MOST_VALUES = 1000  # of one mask that are kept: more are those of a photo, and would fill memory
 MOST_SHARES = 12  # classes whose shares one line tells
 
 
@@ -150,7 +151,7 @@ def inspect_masks(
         check_count(legend, layout.root)
     except DataError as error:
         text = str(error).removeprefix(f"{layout.root}: ")
-        found.problems.append(Problem(layout.root, "too few classes", text))
+        found.problems.append(Problem(layout.root, "number of classes", text))
         return found
     _count_pixels(pairs, looks, legend, found)
     return found
@@ -166,7 +167,7 @@ def _pair(layout: MaskLayout, found: MaskInspection) -> list[_Pair]:
             detail = f"no mask of the name {path.stem} in {folders.masks}"
             found.problems.append(Problem(path, "picture without mask", detail))
         for path in own.strays:
-            detail = f"no picture without another mask has its name in {folders.pictures}"
+            detail = f"no picture in {folders.pictures} has its name, or only one that has another mask"
             found.problems.append(Problem(path, "mask without picture", detail))
         found.splits[split] = len(own.matched) + len(own.bare)
     found.splits = {split: found.splits[split] for split in layout.splits}
@@ -191,7 +192,8 @@ def _look(pair: _Pair) -> _Look:
         problems.append(wrong)
     with Image.open(pair.mask) as mask:
         palette = mask.mode in ("P", "PA")
-    return _Look(digest, problems, count_values(values, coloured), coloured, palette)
+    pixels = dict(Counter(count_values(values, coloured)).most_common(MOST_VALUES))
+    return _Look(digest, problems, pixels, coloured, palette)
 
 
 def _compare_sizes(pair: _Pair, size: tuple[int, int]) -> Problem | None:

@@ -17,6 +17,8 @@ from metamobile.errors import DataError
 
 TRAIN = "train"
 HELD_OUT = ("val", "valid", "validation", "test")  # the first with a folder or a list is used
+# what a split of training pictures alone is called
+BY_HEART = "the training pictures themselves, as val_fraction is 0: figures show what was learned by heart"
 META = "meta"  # a folder for lists
 MOST_NAMED = 8  # classes in one message
 CLS_LOC = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")  # in ImageNet's own tree, from above it or inside

@@ -19,7 +19,6 @@ from metamobile.data.pictures import read_picture
 from metamobile.data.preprocess import resize_shorter
 
 Transform = Callable[[Image.Image], Tensor]
-TruthTransform = Callable[[Image.Image, int], Any]
 UNLIMITED = 1_000_000  # a `cache_side` that keeps pictures as they are
 
 
@@ -95,15 +94,16 @@ class PictureDataset(Dataset):
 
 
 class TruthDataset(PictureDataset):
-    """Item i is transform(picture i, i), for transforms that change the truth along with the picture.
+    """Item i is transform(picture i, i), for transforms that change the truth along with the picture: a
+    function of the RGB picture and its place among the samples.
 
     Pictures are cached at their own size, as the truth is in their pixels.
     """
 
     def __init__(
-        self, samples: Sequence[Any], transform: TruthTransform, *, seed: int | None = None, cache: bool = False
+        self, samples: Sequence[Any], transform: Any, *, seed: int | None = None, cache: bool = False
     ) -> None:
-        super().__init__(samples, transform, seed=seed, cache_side=UNLIMITED if cache else None)  # type: ignore[arg-type]
+        super().__init__(samples, transform, seed=seed, cache_side=UNLIMITED if cache else None)
 
     def picture(self, index: int) -> Image.Image:
         pixels = self._cache[index]

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from metamobile.data.folder import unknown_class
 from metamobile.errors import DataError, PictureError
 
 IGNORED = 255  # the class index of pixels that count for nothing; as a number in a file it means the same
@@ -77,11 +76,8 @@ class Legend:
         return replace(self, names={IGNORED: None, **names})
 
     def coding(self, classes: Sequence[str]) -> Coding:
-        """For class indices that are places in `classes`. Errors: ValueError for a class not among them."""
+        """For class indices that are places in `classes`, which have all of these names."""
         index = {name: place for place, name in enumerate(classes)}
-        for name in self.classes:
-            if name not in index:
-                raise ValueError(f"{self.source}: {unknown_class(name, classes)}")
         place = {number: IGNORED if name is None else index[name] for number, name in self.names.items()}
         colours = tuple((colour, place[number]) for colour, number in self.colours.items())
         return Coding(tuple(place.items()), colours)

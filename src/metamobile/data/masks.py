@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from metamobile.data import ade20k
-from metamobile.data.boxes import BY_HEART
-from metamobile.data.folder import rank
-from metamobile.data.layout import HELD_OUT, TRAIN, name_some
+from metamobile.data.folder import rank, unknown_class
+from metamobile.data.layout import BY_HEART, HELD_OUT, TRAIN, name_some
 from metamobile.data.mask_classes import (
     CLASSES,
     IGNORED,
@@ -119,19 +118,19 @@ class MaskFolders:
     masks: Path
 
     def pair(self) -> Pairs:
-        """A mask has its picture's name; if none has, that name and one of ENDINGS."""
+        """A mask has its picture's name, or that name and one of ENDINGS."""
         exact: dict[str, Path] = {}
         ended: dict[str, Path] = {}
         masks = sorted(pictures_in(self.masks), key=lambda path: path.suffix.lower() not in LOSSLESS)
         for mask in masks:
-            name = _name_below(mask, self.masks)
-            exact.setdefault(name, mask)
+            exact.setdefault(_name_below(mask, self.masks), mask)
+        pictures = {picture: _name_below(picture, self.pictures) for picture in pictures_in(self.pictures)}
+        for name in sorted(set(exact) - set(pictures.values())):  # "left_L" may be a picture's own name
             for ending in ENDINGS:
                 if name.lower().endswith(ending):
-                    ended.setdefault(name[: -len(ending)], mask)
+                    ended.setdefault(name[: -len(ending)], exact[name])
         pairs = Pairs([], [], [])
-        for picture in pictures_in(self.pictures):
-            name = _name_below(picture, self.pictures)
+        for picture, name in pictures.items():
             own = exact.get(name) or ended.get(name)
             if own is not None:
                 pairs.matched.append((picture, own))
@@ -297,7 +296,7 @@ def eval_masks(
     legend = _legend_of(legend, pairs, layout.root, ignore)
     for unknown in legend.classes:
         if unknown not in classes:
-            raise ValueError(f"{layout.root}: {_unknown_class(unknown, classes)}")
+            raise ValueError(f"{layout.root}: {unknown_class(unknown, classes)}")
     coding = legend.coding(classes)
     samples = [MaskSample(*pair, coding) for pair in pairs[name]]
     text = "all, as no validation split is there"
@@ -330,7 +329,8 @@ def _legend_of(
         for own in pairs.values():
             if is_coloured(own[0][1]):
                 refuse_colours([mask for _, mask in own], root)
-    settled = settle(legend, _numbers_in(masks), ignore)
+    by_colour = legend is not None and legend.colours and is_coloured(masks[0])
+    settled = settle(legend, () if by_colour else _numbers_in(masks), ignore)
     check_count(settled, root)
     return settled
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -38,7 +38,7 @@ class Predictions:
     """Answers in the order of the pictures, of the task's own type, and the pictures without one."""
 
     task: str
-    results: list[Any] = field(default_factory=list)
+    results: Sequence[Any] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,34 +58,40 @@ def predict(
     batch_size: int = 32,
     device: str = "cpu",
     workers: int = 1,
+    progress: Callable[[int, int | None], None] | None = None,
     **options: Any,
 ) -> Predictions:
     """Answer for files, folders, globs or "-" (paths from stdin), a batch at a time.
 
     A video, or "camera" ("camera:1"), is answered frame by frame (see `predict_video`). Writes annotated
     pictures into the folder `out` (nothing that is there is overwritten), all answers into `json`, and their
-    table into `csv`. `options` are the task's own: a classifier's `top`, a detector's `conf` and `iou`, a
-    segmenter's `slide`. Errors: ValueError for an unknown model, an option that is not the task's, or nothing
-    to read.
+    table into `csv`. `progress` gets (done, in all or None) of pictures or frames. `options` are the task's
+    own: a classifier's `top`, a detector's `conf` and `iou`, a segmenter's `slide`. Errors: ValueError for an
+    unknown model, an option that is not the task's, or nothing to read.
     """
     given = [pictures] if isinstance(pictures, str | Path) else pictures
     opened = model if isinstance(model, Model) else load(model, device)
     if len(given) == 1 and is_video(given[0]):
-        return predict_video(opened, str(given[0]), out=out, json=json, csv=csv, **options)
+        return predict_video(opened, given[0], out=out, json=json, csv=csv, progress=progress, **options)
     paths = find_pictures(given)
     card, module = opened.card, get_results(opened.card.task)
     check_options(card, options)
     runtime = module.configure(opened.runtime, **options)
-    answered = Predictions(card.task)
+    found: list[Any] = []
+    answered = Predictions(card.task, found)
+    done = 0
     for batch in read_batches(paths, card.preprocess, batch_size, workers):
         answered.failures += batch.failures
+        done += len(batch.paths) + len(batch.failures)
+        if progress is not None:
+            progress(done, len(paths))
         if not batch.paths:
             continue
         names = [str(path) for path in batch.paths]
         results = module.decode(
             runtime.run(batch.pixels), card.names, names, batch.sizes, batch.shapes, **options
         )
-        answered.results += results
+        found += results
         if out is not None:
             for path, result in zip(batch.paths, results, strict=True):
                 drawing = _free_name(Path(out), path.stem)

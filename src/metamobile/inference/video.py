@@ -93,8 +93,8 @@ def predict_video(
                 outputs, shape = runtime.run(pixels[None]), (pixels.shape[1], pixels.shape[2])
                 (result,) = module.decode(outputs, card.names, [name], [picture.size], [shape], **options)
                 if keep:
+                    numbers.append(number)  # first: a Ctrl-C in between must not leave a result without one
                     kept.append(result)
-                    numbers.append(number)
                 if film is not None:
                     film.write(on_frame(module.draw(picture, result), picture))
                 if progress is not None:

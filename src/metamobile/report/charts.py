@@ -26,7 +26,7 @@ class Line:
 
     @property
     def area(self) -> float | None:
-        """The mean height of its points, None without any: of precision over recall, the average precision."""
+        """The mean height of its points, None without any; of precision, the average precision."""
         return sum(y for _, y in self.points) / len(self.points) if self.points else None
 
 

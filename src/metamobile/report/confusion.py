@@ -46,7 +46,7 @@ class Confusion:
                     yield count, i, j
 
     def drawn(self) -> list[int]:
-        """The rows that are drawn, in their order: all, or those with the most mistakes, and the background."""
+        """The rows that are drawn: all, or those with the most mistakes; and the background."""
         if self.classes <= ALL:
             return list(range(len(self.names)))
         wrong = [0] * len(self.names)

@@ -7,6 +7,7 @@ and script are the only markup that is passed through.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from pathlib import Path
@@ -32,6 +33,7 @@ from metamobile.tasks import get_results
 if TYPE_CHECKING:
     from metamobile.tasks import ResultsModule
 
+HERE = Path(__file__).parent
 # Anchor, name in the contents, and the part of the view without which the section is left out.
 SECTIONS = [
     ("curves", "Curves", "charts"),
@@ -58,10 +60,6 @@ def write_report(run_folder: str | Path) -> Path:
 
 def render(run: RunRecord) -> str:
     """The page's HTML."""
-    here = Path(__file__).parent
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(here), autoescape=True, undefined=jinja2.StrictUndefined
-    )
     evaluation, results = run.evaluation, get_results(run.task)
     confusion = confusion_of(evaluation)
     means, classes = precision_recall(evaluation.get("curves"))
@@ -87,11 +85,19 @@ def render(run: RunRecord) -> str:
         "recipe": run.recipe,
         "version": run.start.get("versions", {}).get("metamobile", ""),
         "folder": str(run.folder),
-        "style": Markup((here / "page.css").read_text(encoding="utf-8")),
-        "script": Markup((here / "page.js").read_text(encoding="utf-8")),
+        "style": Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        "script": Markup((HERE / "page.js").read_text(encoding="utf-8")),
     }
     view["contents"] = [(key, name) for key, name, part in SECTIONS if view[part]]
-    return templates.get_template("page.html").render(view)
+    return _template().render(view)
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template("page.html")
 
 
 def best_epoch(run: RunRecord, key: str) -> dict | None:
@@ -161,7 +167,7 @@ def _figure(label: str, value: str, unit: str, note: str) -> dict:
 def _says_nothing(key: str, measured: dict) -> bool:
     """Whether it is a top-n of no more than n classes, which is always right."""
     top = re.fullmatch(r"top(\d+)", key)
-    return bool(top) and int(top[1]) > 1 and len(measured.get("per_class", ())) <= int(top[1])
+    return top is not None and int(top[1]) > 1 and len(measured.get("per_class", ())) <= int(top[1])
 
 
 def _wrong_count(run: RunRecord, results: ResultsModule) -> str:

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from metamobile.data.inspect import Inspection
+from metamobile.data.masks import MASKS
 from metamobile.tasks import get_data
 from metamobile.training.recipe import DataSettings
-
-_MASKS = ("annotations", "masks", "labels", "annotation", "mask")
 
 
 def check(
     data: str | Path,
     *,
     task: str | None = None,
+    classes: Sequence[str] | None = None,
+    ignore: int | None = None,
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Inspection:
     """Read every file of a data set and name each bad one; `task` is found by looking unless given.
 
+    `classes` and `ignore` are for masks, as in a recipe (`data.classes`, `data.ignore`).
+
     Errors: ValueError for a folder that is missing or holds nothing that a task knows.
     """
-    settings = DataSettings(path=str(data))
+    names = None if classes is None else list(classes)
+    settings = DataSettings(path=str(data), classes=names, ignore=ignore)
     return get_data(task or find_task(data)).inspect(settings, workers, progress)
 
 
@@ -40,6 +44,6 @@ def find_task(data: str | Path) -> str:
     if found or any(root.glob("*.yaml")) or any(any(folder.rglob("*.txt")) for folder in labels):
         return "detect"
     sides = [root, *(path for path in root.iterdir() if path.is_dir())]
-    if any((side / "images").is_dir() and any((side / name).is_dir() for name in _MASKS) for side in sides):
+    if any((side / "images").is_dir() and any((side / name).is_dir() for name in MASKS) for side in sides):
         return "segment"
     return "classify"

@@ -72,6 +72,6 @@ class Bar:
         """One more done, described by `text`."""
         self._progress.update(self._task, advance=1, description=text)
 
-    def move(self, text: str, done: int, total: int) -> None:
-        """`done` of `total`, described by `text`."""
+    def move(self, text: str, done: int, total: int | None) -> None:
+        """`done` of `total` (None: nobody knows), described by `text`."""
         self._progress.update(self._task, completed=done, total=total, description=text)

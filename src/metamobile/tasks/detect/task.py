@@ -89,7 +89,11 @@ class _TrainingSet(TruthDataset):
     def __init__(self, data: BoxData, recipe: Recipe) -> None:
         self.masks = recipe.model.head == "mask_rcnn"
         self.augment = Augment(recipe, self.masks)
-        self.shape, self.mosaic = recipe.data.shape, recipe.augment.mosaic
+        self.mosaic, self.mean = recipe.augment.mosaic, recipe.data.mean
+        self.canvas = (
+            2 * recipe.data.shape[0],
+            2 * recipe.data.shape[1],
+        )  # keeps the objects' sizes, cropped
         super().__init__(data.train, self._augmented, seed=recipe.run.seed, cache=recipe.data.cache)
 
     def _item(self, picture: Image.Image, index: int) -> tuple[Image.Image, Any, Any, Any]:
@@ -102,7 +106,8 @@ class _TrainingSet(TruthDataset):
         item = self._item(picture, index)
         if self.mosaic and np.random.random() < self.mosaic:
             others = np.random.randint(0, len(self.samples), 3).tolist()
-            item = mosaic([item, *(self._item(self.picture(other), other) for other in others)], self.shape)
+            items = [item, *(self._item(self.picture(other), other) for other in others)]
+            item = mosaic(items, self.canvas, self.mean)
         return self.augment(*item)
 
 

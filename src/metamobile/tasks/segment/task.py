@@ -65,7 +65,7 @@ class SegmentTask:
         augment, samples = Augment(recipe, record), data.train
 
         def transform(picture: Image.Image, index: int) -> tuple[Tensor, Tensor]:
-            return augment(picture, samples[index].read_mask().astype(np.uint8))
+            return augment(picture, samples[index].read_mask())
 
         return TruthDataset(samples, transform, seed=recipe.run.seed, cache=recipe.data.cache)
 
