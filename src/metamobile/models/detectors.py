@@ -15,11 +15,17 @@ HEADS: dict[str, type[Detector]] = {head.head_name: head for head in (SSDLite, R
 
 
 def create_detector(
-    name: str, head: str = "ssdlite", num_classes: int = 80, *, pretrained: bool = False, **args: Any
+    name: str,
+    head: str = "ssdlite",
+    num_classes: int = 80,
+    *,
+    pretrained: bool = False,
+    rois: int | None = None,
+    **args: Any,
 ) -> Detector:
     """A network of ours or of timm's with the head "ssdlite", "retinanet" or "mask_rcnn".
 
-    `pretrained` loads the backbone's classification weights; other arguments, such as EMO's `window_size`, go
+    `pretrained` loads the backbone's classification weights; `rois` is Mask R-CNN's (see there); other arguments, such as EMO's `window_size`, go
     to `make_backbone`. Errors: ValueError for a head or a network that does not exist, and for a network
     without maps at strides 4, 8, 16 and 32.
     """
@@ -29,4 +35,7 @@ def create_detector(
         )
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}; a detector needs 1 or more")
-    return HEADS[head](make_backbone(name, pretrained=pretrained, **args), num_classes)
+    if rois is not None and (head != MaskRCNN.head_name or rois < 4):
+        raise ValueError(f"rois {rois}: only {MaskRCNN.head_name} has them, and learns from 4 or more")
+    own: dict[str, Any] = {} if rois is None else {"rois": rois}
+    return HEADS[head](make_backbone(name, pretrained=pretrained, **args), num_classes, **own)

@@ -15,6 +15,8 @@ from metamobile.data.boxes import BoxData
 from metamobile.data.loader import TruthDataset
 from metamobile.data.preprocess import Preprocess
 from metamobile.deploy.runtimes import to_arrays
+from metamobile.errors import DataError
+from metamobile.models.detectors import HEADS
 from metamobile.tasks.dense import CLASSIFIERS, build_dense, draw_worst, stack, validation_dataset
 from metamobile.tasks.detect import data as data_module
 from metamobile.tasks.detect import results as results_module
@@ -87,13 +89,16 @@ class _TrainingSet(TruthDataset):
     """Pictures with their boxes, augmented. Crowds are left out: they are no object to learn."""
 
     def __init__(self, data: BoxData, recipe: Recipe) -> None:
-        self.masks = recipe.model.head == "mask_rcnn"
+        self.masks = HEADS[recipe.model.head or next(iter(HEADS))].needs_masks
+        if self.masks and any(sample.segmentations is None for sample in data.train):
+            raise DataError(
+                f"{data.root}: boxes without masks; {recipe.model.head} learns from both: give masks, or take "
+                "--head ssdlite or retinanet"
+            )
         self.augment = Augment(recipe, self.masks)
         self.mosaic, self.mean = recipe.augment.mosaic, recipe.data.mean
-        self.canvas = (
-            2 * recipe.data.shape[0],
-            2 * recipe.data.shape[1],
-        )  # keeps the objects' sizes, cropped
+        height, width = recipe.data.shape
+        self.canvas = (2 * height, 2 * width)  # so that objects keep their sizes
         super().__init__(data.train, self._augmented, seed=recipe.run.seed, cache=recipe.data.cache)
 
     def _item(self, picture: Image.Image, index: int) -> tuple[Image.Image, Any, Any, Any]:
