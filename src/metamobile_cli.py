@@ -162,13 +162,11 @@ def train(
     size: Annotated[str | None, SIZE] = None,
     settings: Annotated[
         list[str] | None,
-        Option("--set", metavar="KEY=VALUE", help="Any setting of the recipe: optim.lr=1e-3."),
+        Option("--set", metavar="KEY=VALUE", help="Any setting of the recipe: run.batch_size=16."),
     ] = None,
     resume: Annotated[
         Path | None, Option(metavar="RUN", help="Go on with this run where it stopped.")
     ] = None,
-    batch_size: Annotated[int | None, BATCH_SIZE] = None,
-    workers: Annotated[int | None, WORKERS] = None,
     device: Annotated[str | None, DEVICE] = None,
     drop_bad: Annotated[
         bool, Option("--drop-bad", help="Leave out files that `check` names; list them.")
@@ -190,8 +188,6 @@ def train(
             out=out,
             epochs=epochs,
             size=pixels,
-            batch_size=batch_size,
-            workers=workers,
             device=device,
             set=split_settings(settings or []),
             resume=resume,

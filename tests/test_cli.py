@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from metamobile.deploy.gate import GateResult, GateRow
-from metamobile.show import bar
+from metamobile.tasks.classify.results import bar
 from metamobile.training.loop import Interrupted
 from metamobile_cli import parse_size, run, split_commas, split_settings
 
@@ -152,10 +152,15 @@ def test_train_hands_on_what_was_given(
         return SimpleNamespace(folder=Path("runs/pets"))
 
     stand_in(monkeypatch, "metamobile.training.train", train=train)
-    line = "train emo_2m --data pets --size 96,160 --workers 0"
+    line = "train emo_2m --data pets --size 96,160 --head fpn"
     settings = "--set optim.lr=1e-3,data.mean=0.5,0.5,0.5 --set run.seed=1"
     assert run(f"{line} {settings}".split()) == 0
-    assert (given["name"], given["data"], given["size"], given["workers"]) == ("emo_2m", "pets", [96, 160], 0)
+    assert (given["name"], given["data"], given["size"], given["head"]) == (
+        "emo_2m",
+        "pets",
+        [96, 160],
+        "fpn",
+    )
     assert given["set"] == ["optim.lr=1e-3", "data.mean=0.5,0.5,0.5", "run.seed=1"]
     assert given["epochs"] is None and given["overwrite"] is False
     assert "runs/pets/report.html" in capsys.readouterr().out
@@ -179,7 +184,7 @@ def answers(monkeypatch: pytest.MonkeyPatch, failures: list[str]) -> dict:
         results = [
             SimpleNamespace(picture=p, labels=["tench", "church"], scores=[0.9, 0.1]) for p in pictures
         ]
-        return SimpleNamespace(results=results, failures=failures)
+        return SimpleNamespace(task="classify", results=results, failures=failures)
 
     stand_in(monkeypatch, "metamobile.inference.predict", predict=predict)
     return given

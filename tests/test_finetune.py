@@ -238,7 +238,8 @@ def test_what_is_frozen_costs_no_backward(
 
 def test_two_processes_freeze_alike(pictures: Path, weights: Path, tmp_path: Path) -> None:
     """What has no gradient in some epochs must not keep them waiting for each other."""
-    words = f"train emo_1m --data {pictures} --out {tmp_path / 'run'} --size 32 --batch-size 16 --workers 0"
+    words = f"train emo_1m --data {pictures} --out {tmp_path / 'run'} --size 32"
+    words += " --set run.batch_size=16,run.workers=0"
     settings = [*TINY, f"model.pretrained={weights}", "schedule.frozen_epochs=1", "schedule.epochs=2"]
     process = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

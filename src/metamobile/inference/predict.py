@@ -97,7 +97,7 @@ def predict(
                 drawing = _free_name(Path(out), path.stem)
                 module.draw(read_picture(path), result).save(drawing, quality=92)
                 module.save_more(result, drawing)
-    about = {"model": _about(model), "variant": card.variant, "classes": card.names}
+    about: dict[str, Any] = {"model": _about(model), "variant": card.variant, "classes": card.names}
     about |= {"category_ids": card.category_ids, "failures": [vars(f) for f in answered.failures]}
     if json is not None:
         write_text(json, module.json_text(answered.results, about))

@@ -25,9 +25,9 @@ def create_detector(
 ) -> Detector:
     """A network of ours or of timm's with the head "ssdlite", "retinanet" or "mask_rcnn".
 
-    `pretrained` loads the backbone's classification weights; `rois` is Mask R-CNN's (see there); other arguments, such as EMO's `window_size`, go
-    to `make_backbone`. Errors: ValueError for a head or a network that does not exist, and for a network
-    without maps at strides 4, 8, 16 and 32.
+    `pretrained` loads the backbone's classification weights; `rois` is Mask R-CNN's (see there); other
+    arguments, such as EMO's `window_size`, go to `make_backbone`. Errors: ValueError for a head or a network
+    that does not exist, and for a network without maps at strides 4, 8, 16 and 32.
     """
     if head not in HEADS:
         raise ValueError(

@@ -96,7 +96,7 @@ def train(
         if others or recipe is not None or out is not None or set or overwrite:
             raise ValueError(
                 f"{folder.path}: a run goes on by its own recipe; beside --resume, "
-                "only --epochs, --workers and --device can be given"
+                "only --epochs and --device (in Python, workers too) can be given"
             )
         if not folder.recipe.is_file():
             raise ValueError(f"{folder.path}: not a run folder (no recipe.yaml)")
@@ -122,7 +122,7 @@ def train(
 
 def _first_recipe(task: str | None, head: str | None) -> str:
     """Where a training starts that names no recipe. Errors: ValueError for an unknown task or head."""
-    heads = {"detect": DETECTORS, "segment": SEGMENTERS}
+    heads = {"detect": list(DETECTORS), "segment": list(SEGMENTERS)}
     if task is None and head is not None:
         known = [name for names in heads.values() for name in names]
         if head not in known:
@@ -354,7 +354,8 @@ def _loader(
     batch_size, workers = recipe.run.batch_size, recipe.run.workers
     if training and len(dataset) < batch_size:
         raise ValueError(
-            f"{len(dataset)} training pictures do not fill a batch of {batch_size}; lower --batch-size"
+            f"{len(dataset)} training pictures do not fill a batch of {batch_size}; lower it: "
+            f"--set run.batch_size={max(1, len(dataset) // 4)}"
         )
     if dataset.cache_side is not None:
         expected = dataset.cache_bytes()

@@ -92,8 +92,8 @@ class _TrainingSet(TruthDataset):
         self.masks = HEADS[recipe.model.head or next(iter(HEADS))].needs_masks
         if self.masks and any(sample.segmentations is None for sample in data.train):
             raise DataError(
-                f"{data.root}: boxes without masks; {recipe.model.head} learns from both: give masks, or take "
-                "--head ssdlite or retinanet"
+                f"{data.root}: boxes without masks; {recipe.model.head} learns from both: give masks, or "
+                "take --head ssdlite or retinanet"
             )
         self.augment = Augment(recipe, self.masks)
         self.mosaic, self.mean = recipe.augment.mosaic, recipe.data.mean

@@ -71,7 +71,7 @@ class Augment:
             return True
         counts = np.bincount(labels.ravel(), minlength=IGNORED + 1)
         counts[IGNORED] = 0
-        return np.count_nonzero(counts) > 1 and counts.max() < self.settings.crop_most * counts.sum()
+        return bool((counts > 0).sum() > 1 and counts.max() < self.settings.crop_most * counts.sum())
 
 
 def _resized_part(
