@@ -17,7 +17,7 @@ from metamobile.report.charts import Line
 from metamobile.report.confusion import Confusion, percent
 
 THUMBNAIL = 192  # longer side in pixels: sharp at the 150 to 190 CSS pixels of a card, about 6 kB each
-DRAWING = 1000  # longer side of a drawing: as large as the two pictures beside each other are, some 60 kB
+DRAWING = 1000  # longer side of a drawing: as large as the two pictures beside each other are, some 100 kB
 SUPPORT = "support"  # the one figure of a class that is a count
 
 Columns = Sequence[tuple[str, str, str]]  # (key, title, tip)

@@ -91,6 +91,7 @@ def draw_worst(
                 "truth": results.in_words(truth),
                 "predicted": results.in_words(answer),
                 "score": score,
+                "note": results.SCORE_NOTE,
             }
         )
     return entries

@@ -6,7 +6,6 @@ B batch, K classes.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,14 +13,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from metamobile.tasks.classify.results import log_softmax
+from metamobile.tasks.names import distinct
 
 
 class Metric:
     """Accuracy over any number of batches; `names` are the classes' readable names, by index."""
 
     def __init__(self, names: Sequence[str], samples: Sequence[Any] = ()) -> None:
-        counts = Counter(names)  # "crane" is a bird and a machine in ImageNet
-        self.names = [f"{name} ({i})" if counts[name] > 1 else name for i, name in enumerate(names)]
+        self.names = distinct(names)
         self.confusion: NDArray[np.int64] = np.zeros((len(names), len(names)), dtype=np.int64)
         self._top5 = 0
         self._losses: list[float] = []

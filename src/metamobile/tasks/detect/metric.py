@@ -16,7 +16,8 @@ from faster_coco_eval import mask as coco_mask
 from numpy.typing import NDArray
 
 from metamobile.errors import DataError
-from metamobile.tasks.detect.results import Codes, Detections, distinct, run_lengths
+from metamobile.tasks.detect.results import Codes, Detections, run_lengths
+from metamobile.tasks.names import distinct
 
 if TYPE_CHECKING:
     from metamobile.data.box_sample import BoxSample

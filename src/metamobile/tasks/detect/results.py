@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from PIL import Image
 
 from metamobile.errors import NotFinite
 from metamobile.tasks.detect.drawing import draw as draw
+from metamobile.tasks.names import distinct
 
 if TYPE_CHECKING:
     from metamobile.data.box_sample import BoxSample
@@ -40,6 +42,8 @@ CLASS_COLUMNS = [
 ]
 
 OPTIONS = ("conf", "iou")
+CONF = 0.25  # lowest score of what is shown
+SCORE_NOTE = "F1 of the boxes with a score of at least 0.25"
 
 Codes = list[dict[str, Any]]  # COCO's run-length codes, {"size": [H, W], "counts": text}
 
@@ -92,19 +96,13 @@ class Detections:
         return found if self.masks is None else {**found, "masks": run_lengths(self.masks)}
 
 
-def distinct(names: Sequence[str]) -> list[str]:
-    """Readable names, with the index behind each that several classes have: "crane (134)"."""
-    counts = Counter(names)
-    return [f"{name} ({i})" if counts[name] > 1 else name for i, name in enumerate(names)]
-
-
 def decode(
     outputs: Sequence[Mapping[str, ArrayLike]],
     names: Sequence[str],
     pictures: Sequence[str],
     sizes: Sequence[tuple[int, int]],
     shapes: Sequence[tuple[int, int]],
-    conf: float = 0.0,
+    conf: float = CONF,
     iou: float | None = None,
 ) -> list[Detections]:
     """A network's boxes, scores, labels and perhaps masks of each picture -> the same in its own pixels.
@@ -123,7 +121,7 @@ def decode(
     return [_decode(found, labels, picture, size, shape, conf) for found, picture, size, shape in parts]
 
 
-answers = decode  # what the metric takes
+answers = partial(decode, conf=0.0)  # what the metric takes: every box
 
 
 def configure(runtime: Runtime, *, conf: float | None = None, iou: float | None = None) -> Runtime:

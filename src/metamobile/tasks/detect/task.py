@@ -76,7 +76,7 @@ class DetectTask:
         shapes = [(pixels.shape[-2], pixels.shape[-1]) for pixels in inputs]
         rows = targets.tolist()
         sizes = [(width, height) for _, width, height in rows]
-        results = results_module.decode(found, names, [""] * len(rows), sizes, shapes)
+        results = results_module.answers(found, names, [""] * len(rows), sizes, shapes)
         return [(result, row[0]) for result, row in zip(results, rows, strict=True)]
 
     def worst(

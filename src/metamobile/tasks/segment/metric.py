@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metamobile.data.masks import IGNORED, MaskSample
-from metamobile.tasks.segment.results import Segmentation, distinct
+from metamobile.tasks.names import distinct
+from metamobile.tasks.segment.results import Segmentation
 
 MAIN = "miou"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from metamobile.data.masks import IGNORED
 from metamobile.errors import NotFinite
 from metamobile.files import aside
 from metamobile.tasks.drawing import Colour, colour, enlarged, with_legend
+from metamobile.tasks.names import distinct
 
 if TYPE_CHECKING:
     from metamobile.data.masks import MaskSample
@@ -39,6 +39,7 @@ CLASS_COLUMNS = [
     ("precision", "Precision %", "share of the pixels named so that are of this class"),
 ]
 OPTIONS = ("slide",)
+SCORE_NOTE = "mean IoU of the classes in the picture"
 NOT_LABELLED = "not labelled"
 OPACITY = 0.55
 STRIP = 64  # rows of the picture that are decoded at once
@@ -76,12 +77,6 @@ class Segmentation:
         if self.mask_file:
             found["mask"] = self.mask_file
         return {**found, "shares": {self.labels[i]: share for i, share in self.shares()}}
-
-
-def distinct(names: Sequence[str]) -> list[str]:
-    """Readable names, with the index behind each that several classes have: "crane (134)"."""
-    counts = Counter(names)
-    return [f"{name} ({i})" if counts[name] > 1 else name for i, name in enumerate(names)]
 
 
 def decode(
