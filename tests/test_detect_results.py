@@ -65,7 +65,7 @@ def detections(count: int, size: tuple[int, int], seed: int = 0, masks: bool = F
 
 def test_decode_scales_and_clips_by_hand() -> None:
     """A picture of 128 x 96 in an input of 64 x 64: x times 2, y times 1.5."""
-    (answer,) = decode([FOUND], NAMES, ["a.jpg"], [(128, 96)], [(64, 64)])
+    (answer,) = decode([FOUND], NAMES, ["a.jpg"], [(128, 96)], [(64, 64)], conf=0.0)
     assert (answer.picture, answer.size) == ("a.jpg", (128, 96))
     assert answer.boxes.tolist() == [[0, 48, 128, 96], [16, 24, 48, 48], [0, 0, 64, 48]]
     assert answer.boxes.dtype == np.float32

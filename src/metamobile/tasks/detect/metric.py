@@ -16,14 +16,14 @@ from faster_coco_eval import mask as coco_mask
 from numpy.typing import NDArray
 
 from metamobile.errors import DataError
-from metamobile.tasks.detect.results import Codes, Detections, run_lengths
+from metamobile.tasks.detect.results import CONF, Codes, Detections, run_lengths
 from metamobile.tasks.names import distinct
 
 if TYPE_CHECKING:
     from metamobile.data.box_sample import BoxSample
 
 MAIN = "ap"
-CONF, IOU = 0.25, 0.5  # of the boxes that count as found, for everything but COCO's own figures
+IOU = 0.5  # of a box that counts as found, with a score of `CONF`, for everything but COCO's own figures
 CURVES = 20  # classes with a curve of their own
 BACKGROUND = "background"
 
