@@ -79,7 +79,8 @@ def main() -> None:
     headlines = get_results(card.task).HEADLINES
     draw_curves(lines, headlines[0][:2], given.out / "curves.png")
     summary = {
-        "claim": {key: evaluation[key] for key, *_ in headlines} | {"pictures": start["data"]["val"]},
+        "claim": {key: evaluation[key] for key, *_ in headlines if key in evaluation}
+        | {"pictures": start["data"]["val"]},
         "chosen": card.metrics["chosen"],
         "minutes": sum(line["seconds"] for line in lines if line["kind"] == "epoch") / 60,
         "commit": given.commit,

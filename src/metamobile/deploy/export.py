@@ -29,6 +29,7 @@ class Exporter:
     mark: Callable[[Path, str], None]
 
 
+TASKS = ("classify",)  # whose decoding a file can be trusted with
 EXPORTERS = {"onnx": Exporter(".onnx", export_onnx, OnnxRuntime, mark_unverified)}
 
 
@@ -55,6 +56,11 @@ def export(
                 f"no exporter is called {name!r}; there are {', '.join(EXPORTERS)}{nearest(name, EXPORTERS)}"
             )
     network, card = load_network(model)
+    if card.task not in TASKS:
+        raise ValueError(
+            f"{model}: its task is {card.task}, and only models of {' and '.join(TASKS)} can be exported so far; "
+            "`metamobile predict` runs the run folder or its .safetensors file as it is"
+        )
     if size is not None:
         card = at_size(card, size)
     pictures, source = pick_pictures(card, verify)
