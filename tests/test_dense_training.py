@@ -235,3 +235,10 @@ def test_wrong_words_are_told_before_anything_is_written(
     with pytest.raises(ValueError, match=words):
         train("emo_1m", folder, out=tmp_path / "run", quiet=True, **arguments)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("task", HEADS)
+def test_what_cannot_be_exported_says_so(runs: dict[str, Run], task: str) -> None:
+    with pytest.raises(ValueError, match=f"its task is {task}; expected a model of classify"):
+        metamobile.export(runs[task].folder)
+    assert not list(runs[task].folder.glob("*.onnx"))

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from timm.scheduler import CosineLRScheduler, PolyLRScheduler, StepLRScheduler
 
+from metamobile.training.progress import Reporter
 from metamobile.training.recipe import Recipe
 
 
@@ -24,6 +25,23 @@ def warmup_steps(recipe: Recipe, steps_per_epoch: int) -> int:
     if schedule.warmup_steps is not None:
         return schedule.warmup_steps
     return round(schedule.warmup_epochs * steps_per_epoch)
+
+
+def fit_warmup(recipe: Recipe, steps_per_epoch: int, reporter: Reporter) -> Recipe:
+    """A warm-up as long as the run would never reach the learning rate: a tenth of the run then."""
+    schedule = recipe.schedule
+    if warmup_steps(recipe, steps_per_epoch) < schedule.epochs * steps_per_epoch:
+        return recipe
+    if schedule.warmup_steps is not None:
+        shorter = schedule.epochs * steps_per_epoch // 10
+        reporter.say(f"schedule.warmup_steps {schedule.warmup_steps} would take the whole run; now {shorter}")
+        return recipe.replace({"schedule.warmup_steps": shorter})
+    tenth = schedule.epochs / 10
+    reporter.say(
+        f"schedule.warmup_epochs {schedule.warmup_epochs:g} would take all {schedule.epochs} epochs; "
+        f"shortened to {tenth:g}"
+    )
+    return recipe.replace({"schedule.warmup_epochs": tenth})
 
 
 def make_schedule(optimizer: Any, recipe: Recipe, steps_per_epoch: int) -> Schedule:

@@ -32,6 +32,7 @@ from metamobile.training.optimizer import make_optimizer
 from metamobile.training.progress import Reporter, rough_time
 from metamobile.training.recipe import Recipe, load_recipe
 from metamobile.training.runfolder import RunFolder
+from metamobile.training.schedule import fit_warmup
 from metamobile.training.start import say_what_will_happen, say_where_it_stands, start_record
 from metamobile.training.state import AverageState, Progress, load_state
 from metamobile.weights.card import Card, current_versions
@@ -138,7 +139,6 @@ def _first_recipe(task: str | None, head: str | None) -> str:
 def _train(recipe: Recipe, folder: RunFolder, resume: bool, quiet: bool) -> Run:
     accelerator = _accelerator(recipe)
     reporter = Reporter(quiet=quiet or not accelerator.is_main_process)
-    recipe = _fit_warmup(recipe, reporter)
     task = get_task(recipe.task)
     data = _open_data(task, recipe, resume, reporter)
     names = task.data.class_names(data.classes)
@@ -162,7 +162,7 @@ def _train(recipe: Recipe, folder: RunFolder, resume: bool, quiet: bool) -> Run:
         average = ModelEmaV3(plain, decay=recipe.ema.decay, use_warmup=recipe.ema.warmup)
         accelerator.register_for_checkpointing(AverageState(average))
     progress = Progress(steps_per_epoch=len(train_loader))
-    recipe = _fit_warmup_steps(recipe, len(train_loader), reporter)
+    recipe = fit_warmup(recipe, len(train_loader), reporter)
     accelerator.register_for_checkpointing(progress)
     if resume:
         load_state(accelerator, folder.state)
@@ -289,30 +289,6 @@ def _check_settings(recipe: Recipe) -> None:
             f"(such as --set model.pretrained={next(iter(SHIPPED))}) or 0"
         )
     preprocess_record(recipe)
-
-
-def _fit_warmup(recipe: Recipe, reporter: Reporter) -> Recipe:
-    """A warm-up as long as the run would never reach the learning rate: a tenth of the run then."""
-    schedule = recipe.schedule
-    if schedule.warmup_steps is not None:
-        return recipe
-    if schedule.warmup_epochs < schedule.epochs:
-        return recipe
-    shorter = schedule.epochs / 10
-    reporter.say(
-        f"schedule.warmup_epochs {schedule.warmup_epochs:g} would take all {schedule.epochs} epochs; "
-        f"shortened to {shorter:g}"
-    )
-    return recipe.replace({"schedule.warmup_epochs": shorter})
-
-
-def _fit_warmup_steps(recipe: Recipe, steps_per_epoch: int, reporter: Reporter) -> Recipe:
-    """The same for a warm-up that is told in steps."""
-    steps, given = recipe.schedule.epochs * steps_per_epoch, recipe.schedule.warmup_steps
-    if given is None or given < steps:
-        return recipe
-    reporter.say(f"schedule.warmup_steps {given} would take all {steps} steps; shortened to {steps // 10}")
-    return recipe.replace({"schedule.warmup_steps": steps // 10})
 
 
 def _open_data(task: Task, recipe: Recipe, resume: bool, reporter: Reporter) -> Data:
