@@ -58,8 +58,8 @@ def export(
     network, card = load_network(model)
     if card.task not in TASKS:
         raise ValueError(
-            f"{model}: its task is {card.task}; expected a model of {' or '.join(TASKS)}, as others cannot be "
-            "exported so far: `metamobile predict` runs the run folder or its .safetensors file as it is"
+            f"{model}: its task is {card.task}; expected a model of {' or '.join(TASKS)}, as no other can be "
+            "exported so far; `metamobile predict` runs the run folder or its .safetensors file as it is"
         )
     if size is not None:
         card = at_size(card, size)
