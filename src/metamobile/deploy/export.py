@@ -14,6 +14,7 @@ from metamobile.deploy.gate import GateResult, compare, pick_pictures
 from metamobile.deploy.onnx import export_onnx, mark_unverified
 from metamobile.deploy.runtimes import OnnxRuntime, Runtime, TorchRuntime
 from metamobile.errors import nearest
+from metamobile.tasks import get_results
 from metamobile.weights.card import Card
 from metamobile.weights.find import SHIPPED
 from metamobile.weights.network import load_network
@@ -29,7 +30,6 @@ class Exporter:
     mark: Callable[[Path, str], None]
 
 
-TASKS = ("classify",)  # whose decoding a file can be trusted with
 EXPORTERS = {"onnx": Exporter(".onnx", export_onnx, OnnxRuntime, mark_unverified)}
 
 
@@ -56,10 +56,10 @@ def export(
                 f"no exporter is called {name!r}; there are {', '.join(EXPORTERS)}{nearest(name, EXPORTERS)}"
             )
     network, card = load_network(model)
-    if card.task not in TASKS:
+    if not get_results(card.task).EXPORTS:
         raise ValueError(
-            f"{model}: its task is {card.task}; expected a model of {' or '.join(TASKS)}, as no other can be "
-            "exported so far; `metamobile predict` runs the run folder or its .safetensors file as it is"
+            f"{model}: models that {card.task} cannot be exported so far; `metamobile predict` runs the run "
+            "folder or its .safetensors file as it is"
         )
     if size is not None:
         card = at_size(card, size)

@@ -243,11 +243,10 @@ def _commands(run: RunRecord) -> list[tuple[str, str]]:
         commands += [
             ("Name pictures: files, folders or globs", f"metamobile predict {folder} photo.jpg"),
             ("Measure it on other pictures", f"metamobile eval {folder} --data {data}"),
-            (
-                "Make one file for ONNX Runtime, checked against PyTorch",
-                f"metamobile export {folder} --to onnx",
-            ),
         ]
+        if get_results(run.task).EXPORTS:
+            to_onnx = f"metamobile export {folder} --to onnx"
+            commands.append(("Make one file for ONNX Runtime, checked against PyTorch", to_onnx))
     if _unfinished(run) and (run.folder / "last").is_dir():
         commands.append(("Go on with training where it stopped", f"metamobile train --resume {folder}"))
     return commands

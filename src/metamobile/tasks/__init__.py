@@ -91,6 +91,7 @@ class ResultsModule(Protocol):
     ) -> Sequence[Any]:
         """Typed results, one a picture."""
 
+    EXPORTS: bool  # whether `export` writes files of such models
     OPTIONS: Sequence[str]  # the options of `decode` and `configure`
 
     def configure(self, runtime: Runtime, **options: Any) -> Runtime:

@@ -36,6 +36,7 @@ CLASS_COLUMNS = [
     ("precision", "Precision %", "share of the pictures named so that are of this class"),
     ("f1", "F1 %", "harmonic mean of recall and precision"),
 ]
+EXPORTS = True  # whether `export` writes files of it
 OPTIONS = ("top",)
 TRACK, BAR = (38, 44, 54), (37, 99, 175)
 

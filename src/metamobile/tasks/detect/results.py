@@ -41,6 +41,7 @@ CLASS_COLUMNS = [
     ("precision", "Precision %", "share of the boxes named so, with at least that score, that are right"),
 ]
 
+EXPORTS = False  # whether `export` writes files of it
 OPTIONS = ("conf", "iou")
 CONF = 0.25  # lowest score of what is shown
 SCORE_NOTE = "F1 of the boxes with a score of at least 0.25"

@@ -38,6 +38,7 @@ CLASS_COLUMNS = [
     ("accuracy", "Accuracy %", "share of this class's pixels that were named right"),
     ("precision", "Precision %", "share of the pixels named so that are of this class"),
 ]
+EXPORTS = False  # whether `export` writes files of it
 OPTIONS = ("slide",)
 SCORE_NOTE = "mean IoU of the classes in the picture"
 NOT_LABELLED = "not labelled"
