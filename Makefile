@@ -51,6 +51,7 @@ evidence: $(INSTALLED)  ## the slow proofs, then the commands that remake result
 	@grep -hE '^    python benchmarks/(distillation|layer_scale|two_hundred_steps)' benchmarks/*.py
 	@echo "    metamobile study complexity --out results/complexity"
 	@echo "    metamobile study criteria --out results/criteria"
+	@echo "    metamobile study heads --out results/heads"
 
 clean:  ## remove what the demo wrote
 	rm -rf $(RUN) $(PICTURES)

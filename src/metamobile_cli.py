@@ -362,6 +362,20 @@ def given(**options: object) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+@study.command("heads")
+def study_heads(
+    out: Annotated[Path | None, Option(metavar="DIR", help="Write heads.json here.")] = None,
+) -> None:
+    """Detectors and segmenters: parameters and FLOPs beside the papers', each difference named."""
+    from metamobile.show import print_table
+    from metamobile.study.heads import study_heads
+    from metamobile.study.tables import head_table
+
+    print_table(*head_table(study_heads(out)))
+    if out:
+        remark(f"wrote {out / 'heads.json'}")
+
+
 def split_commas(values: Sequence[str]) -> list[str]:
     """["onnx,openvino", "ncnn"] -> three names."""
     return [part.strip() for value in values for part in value.split(",") if part.strip()]

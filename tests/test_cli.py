@@ -27,6 +27,7 @@ VERBS = [
     "pull",
     "study complexity",
     "study criteria",
+    "study heads",
 ]
 HELP = Path(__file__).parent / "data" / "help"
 ENTRY = [sys.executable, "-m", "metamobile_cli"]

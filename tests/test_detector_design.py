@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,29 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from metamobile.models.detection import Raw
 from metamobile.models.detectors import create_detector
 from metamobile.study.complexity import complexity
+from metamobile.study.heads import PRINTED
 from small_detector import small
 
-PARAMETERS = [  # millions as printed, which is truncated. Source: tables of both papers and repositories
-    ("ssdlite", "emo_1m", "2.3"),
-    ("ssdlite", "emo_2m", "3.3"),
-    ("ssdlite", "emo_5m", "6.0"),
-    ("ssdlite", "emov2_1m", "2.4"),
-    ("ssdlite", "emov2_2m", "3.3"),
-    ("ssdlite", "emov2_5m", "6.0"),
-    ("ssdlite", "emov2_20m", "21.2"),
-    ("retinanet", "emo_1m", "10.4"),
-    ("retinanet", "emo_2m", "11.5"),
-    ("retinanet", "emo_5m", "14.4"),
-    ("retinanet", "emov2_1m", "10.5"),
-    ("retinanet", "emov2_2m", "11.5"),
-    ("retinanet", "emov2_5m", "14.4"),
-    ("retinanet", "emov2_20m", "29.8"),
-    ("mask_rcnn", "emo_5m", "24.8"),
-    ("mask_rcnn", "emov2_1m", "21.2"),
-    ("mask_rcnn", "emov2_2m", "22.1"),
-    ("mask_rcnn", "emov2_5m", "24.8"),
-    ("mask_rcnn", "emov2_20m", "39.8"),
-]
+ROWS = [row for row in PRINTED if row.task == "detect"]
+PARAMETERS = sorted({(row.head, row.name, row.parameters) for row in ROWS})
 
 
 def parameters(module: nn.Module) -> int:
@@ -91,37 +74,36 @@ def multiply_adds(model: nn.Module, size: tuple[int, int]) -> dict[str, float]:
     return {str(op): count / 2e9 for op, count in counter.get_flop_counts()["Global"].items()}
 
 
-@pytest.mark.parametrize(
-    ("name", "window", "printed"), [("emo_1m", 7, 0.6), ("emo_2m", 7, 0.9), ("emo_5m", 10, 1.8)]
-)
-def test_flops_of_ssdlite_emo(name: str, window: int, printed: float) -> None:
+def printed_flops(head: str, prefix: str) -> list[Any]:
+    """(name, window, size, billions as printed) of the rows whose input is known."""
+    return [
+        pytest.param(row.name, row.window, row.size, row.flops, id=f"{row.name}-{row.size[0]}")
+        for row in ROWS
+        if row.head == head and row.name.startswith(prefix) and row.size
+    ]
+
+
+flops_of = partial(pytest.mark.parametrize, ("name", "window", "size", "printed"))
+
+
+@flops_of(printed_flops("ssdlite", "emo_"))
+def test_flops_of_ssdlite_emo(name: str, window: int, size: tuple[int, int], printed: str) -> None:
     """EMO's rows are the convolutions alone, rounded: without norms and without attention's products."""
-    counts = multiply_adds(meta(name, "ssdlite", window), (320, 320))
-    assert round(counts["aten.convolution"], 1) == printed
+    counts = multiply_adds(meta(name, "ssdlite", window), size)
+    assert f"{counts['aten.convolution']:.1f}" == printed
 
 
-@pytest.mark.parametrize(
-    ("name", "at_320", "at_512"),
-    [
-        ("emov2_1m", "0.7", "2.3"),
-        ("emov2_2m", "1.2", "4.0"),
-        ("emov2_5m", "2.4", "8.0"),
-        ("emov2_20m", "9.1", "30.3"),
-    ],
-)
-def test_flops_of_ssdlite_emov2(name: str, at_320: str, at_512: str) -> None:
-    """EMOv2's rows count attention and norms, truncated; windows of 10."""
-    model = meta(name, "ssdlite", 10)
-    for size, printed in ((320, at_320), (512, at_512)):
-        assert truncated(complexity(model, size)[0].flops_paper / 1e9, 1) == printed
+@flops_of(printed_flops("ssdlite", "emov2_"))
+def test_flops_of_ssdlite_emov2(name: str, window: int, size: tuple[int, int], printed: str) -> None:
+    """EMOv2's rows count attention and norms, truncated."""
+    counted = complexity(meta(name, "ssdlite", window), size)[0].flops_paper
+    assert truncated(counted / 1e9, 1) == printed
 
 
-@pytest.mark.parametrize(
-    ("name", "window", "printed"), [("emo_1m", 7, "163"), ("emo_2m", 7, "167"), ("emo_5m", 10, "178")]
-)
-def test_flops_of_retinanet_emo(name: str, window: int, printed: str) -> None:
+@flops_of(printed_flops("retinanet", ""))
+def test_flops_of_retinanet_emo(name: str, window: int, size: tuple[int, int], printed: str) -> None:
     """1333x800, attention counted. EMOv2's rows and Mask R-CNN's have an input that is not stated."""
-    total = sum(multiply_adds(meta(name, "retinanet", window), (800, 1333)).values())
+    total = sum(multiply_adds(meta(name, "retinanet", window), size).values())
     assert truncated(total, 0) == printed
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from metamobile.inference.predict import predict
     from metamobile.models.create import create_model
     from metamobile.study.criteria import study_criteria
+    from metamobile.study.heads import study_heads
     from metamobile.study.operators import study_complexity
     from metamobile.tasks.look import check
     from metamobile.training.train import train
@@ -40,6 +41,7 @@ _WHERE = {
     "save_pretrained": "metamobile.weights.hub:save_pretrained",
     "study_complexity": "metamobile.study.operators:study_complexity",
     "study_criteria": "metamobile.study.criteria:study_criteria",
+    "study_heads": "metamobile.study.heads:study_heads",
     "train": "metamobile.training.train:train",
 }
 
@@ -56,6 +58,7 @@ __all__ = [
     "save_pretrained",
     "study_complexity",
     "study_criteria",
+    "study_heads",
     "train",
 ]
 

@@ -1,7 +1,8 @@
 """Detectors and segmenters beside the published figures, with every difference named.
 
 A printed figure is a count that leaves out or adds some parts. They are counted too, by `Part`, so that the
-printed figure can be reached from ours. It is then cut off after its last digit, or rounded in SSDLite with EMO.
+printed figure can be reached from ours. It is then cut off after its last digit; FLOPs of SSDLite with EMO
+are rounded.
 Which parts a row needs is found by counting: the papers do not say.
 Source: EMO (arXiv 2301.01146) and EMOv2 (arXiv 2412.06674) tables 8 to 11, READMEs and logs of the releases.
 """
@@ -36,7 +37,7 @@ NOT_PRINTED = "no FLOPs at hand"
 
 @dataclass(frozen=True)
 class Printed:
-    """Millions of parameters and billions of FLOPs as printed; the input (height, width) where it is known."""
+    """Millions of parameters and billions of FLOPs, as printed; input (height, width) where it is stated."""
 
     head: str
     name: str
@@ -226,7 +227,7 @@ def as_printed(count: int, printed: str, unit: int, rounded: bool = False) -> st
 
 
 def study_heads(out: str | Path | None = None, printed: Sequence[Printed] = tuple(PRINTED)) -> list[HeadRow]:
-    """Count every published detector and segmenter; no weights are fetched. `out`: a folder for heads.json."""
+    """Count every published detector and segmenter, without weights. `out`: a folder for heads.json."""
     rows = [count_head(row) for row in printed]
     if out is not None:
         write_rows(Path(out) / "heads.json", rows)
@@ -304,11 +305,11 @@ def find_flops_parts(printed: Printed, model: nn.Module, norms: int) -> list[Par
             return parts
         if printed.name != "emo_5m":
             return []
-    elif version_2:
+    elif version_2 or printed.head == "retinanet":  # RetinaNet's digits are the same with and without norms
         return []
-    if printed.head == "retinanet":
-        return [Part("norms", -norms)]
-    attention = Part("attention's products", -count_operators(model, printed.size, "Global", {aten.bmm: None}))
+    attention = Part(
+        "attention's products", -count_operators(model, printed.size, "Global", {aten.bmm: None})
+    )
     return [Part("norms", -norms), attention] if printed.head == "ssdlite" else [attention]
 
 

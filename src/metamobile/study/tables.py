@@ -1,10 +1,11 @@
-"""The study of the criteria as tables of text, one for each criterion, and one of what differs."""
+"""Studies as tables of text: of the criteria one for each and one of what differs, and one of the heads."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
 from metamobile.study.criteria import OTHER_SIZE, CriteriaRow
+from metamobile.study.heads import HeadRow
 from metamobile.study.peers import CRITERIA
 
 Table = tuple[str, list[str], list[list[str]]]  # title, columns, rows; as show.print_table takes them
@@ -113,3 +114,24 @@ def _generalisation(row: CriteriaRow) -> list[str] | None:
         return None
     strides = _names(f"{stride}" for stride in part.strides)
     return [strides, "yes" if part.other_size else "no", _names(part.tasks or ())]
+
+
+def head_table(rows: Sequence[HeadRow]) -> Table:
+    """Published detectors and segmenters; "-" is not counted, or not printed."""
+    columns = ["network", "head", ">px", ">window", ">M parameters", ">G multiply-adds", ">G FLOPs"]
+    columns += [">M parameters, paper's", ">G FLOPs, paper's", "agrees", "what the paper's figure counts"]
+    return (
+        "Detectors and segmenters; FLOPs are by the papers' rule, multiply-adds and norms",
+        columns,
+        [_head(row) for row in rows],
+    )
+
+
+def _head(row: HeadRow) -> list[str]:
+    height, width = row.size or (0, 0)
+    size = "-" if not row.size else f"{height}" if height == width else f"{height}x{width}"
+    counts = ["-" if count is None else f"{count / 1e9:.3f}" for count in (row.multiply_adds, row.flops)]
+    ours = [size, f"{row.window or '-'}", f"{row.parameters / 1e6:.3f}", *counts]
+    agrees = "no" if not row.agrees else "parameters" if row.flops_agree is None else "yes"
+    said = "; ".join(part for part in (row.explained, row.exempt) if part)
+    return [row.model, row.head, *ours, row.printed_parameters, row.printed_flops or "-", agrees, said or "-"]
