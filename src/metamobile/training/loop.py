@@ -115,7 +115,7 @@ class Loop:
     def _finish_epoch(self, line: dict[str, Any], figures: dict[str, Any]) -> None:
         value = figures.get(self.main[0])
         value = -math.inf if value is None else value
-        better = value > self.progress.best
+        better = value > self.progress.best or not self.progress.best_epoch and bool(figures)
         if better:
             self.progress.best, self.progress.best_epoch = value, line["epoch"]
         # The state comes last: a kill before it repeats this epoch, which writes the same files once more.

@@ -68,7 +68,9 @@ def _scaling(recipe: Recipe) -> str:
 
 def _about_fine_tuning(recipe: Recipe, model: nn.Module, optimizer: Optimizer) -> Iterator[str]:
     scales = sorted({group.get("lr_scale", 1.0) for group in optimizer.param_groups})
-    if len(scales) > 1:
+    if recipe.optim.head_lr != 1:
+        yield f"lr {recipe.lr:.3g} for the backbone, {recipe.lr * recipe.optim.head_lr:.3g} for all else"
+    elif len(scales) > 1 and recipe.optim.layer_decay is not None:
         yield (
             f"layer decay {recipe.optim.layer_decay:g}: lr {recipe.lr * scales[-1]:.3g} for the classifier, "
             f"less for each of {len(scales) - 1} layers below, {recipe.lr * scales[0]:.3g} for the first"
@@ -118,7 +120,7 @@ def without_effect(
             yield f"distill.{key}, as distill.teacher names none"
     if recipe.model.window_size is not None and not isinstance(plain_network(model), EMO):
         yield f"model.window_size, as {recipe.model.name} has no windows to set"
-    if recipe.data.drop_bad and not recipe.data.check:
+    if recipe.data.drop_bad and not recipe.data.check and recipe.task == "classify":
         yield "data.drop_bad, as data.check is false"
     own_split = "held out" not in data.split and "val_fraction" not in data.split
     for key in ("val_fraction", "seed"):

@@ -71,6 +71,11 @@ def save_pretrained(
     if repo_id is not None:
         _check_repo_id(repo_id)
     path, network, card = _open(model)
+    if hasattr(network, "backbone"):
+        raise ValueError(
+            f"{model}: models that {card.task} cannot be put into the Hub's layout so far; the .safetensors "
+            "file holds all that `metamobile.load` needs"
+        )
     folder = Path(save_directory)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: a file; expected a folder to write to")

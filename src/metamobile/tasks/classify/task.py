@@ -93,7 +93,9 @@ class ClassifyTask:
             args |= {"window_size": settings.window_size, "img_size": recipe.data.shape}
         elif _has_fixed_size(settings.name):
             args["img_size"] = recipe.data.shape
-        return create_model(settings.name, num_classes=num_classes, **args)
+        if recipe.data.fit != "crop":
+            raise ValueError(f"recipe: data.fit is {recipe.data.fit}; a classifier's is crop")
+        return create_model(settings.name, head=settings.head, num_classes=num_classes, **args)
 
     def train_dataset(self, data: FolderData, recipe: Recipe, record: Preprocess) -> PictureDataset:
         augment = recipe.augment

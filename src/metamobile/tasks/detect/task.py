@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from metamobile.data.boxes import BoxData
+from metamobile.data.boxes import BoxData, BoxSample
 from metamobile.data.loader import TruthDataset
 from metamobile.data.preprocess import Preprocess
 from metamobile.deploy.runtimes import to_arrays
@@ -85,12 +85,16 @@ class DetectTask:
         return draw_worst(metric.worst(most), data.val, names, folder, results_module)
 
 
+def _has_masks(sample: BoxSample) -> bool:
+    return sample.segmentations is not None and all(sample.segmentations)
+
+
 class _TrainingSet(TruthDataset):
     """Pictures with their boxes, augmented. Crowds are left out: they are no object to learn."""
 
     def __init__(self, data: BoxData, recipe: Recipe) -> None:
         self.masks = HEADS[recipe.model.head or next(iter(HEADS))].needs_masks
-        if self.masks and any(sample.segmentations is None for sample in data.train):
+        if self.masks and any(not _has_masks(sample) for sample in (*data.train, *data.val)):
             raise DataError(
                 f"{data.root}: boxes without masks; {recipe.model.head} learns from both: give masks, or "
                 "take --head ssdlite or retinanet"

@@ -101,8 +101,10 @@ def rarity(samples: Sequence[MaskSample], num_classes: int) -> Tensor:
     counts = np.zeros(num_classes, dtype=np.int64)
     for sample in samples:
         counts += np.bincount(sample.read_mask().ravel(), minlength=IGNORED + 1)[:num_classes]
-    weights = 1 / np.sqrt(np.maximum(counts, 1) / max(1, counts.sum()))
-    return torch.tensor(weights / weights.mean(), dtype=torch.float32)
+    seen, weights = counts > 0, np.ones(num_classes)
+    weights[seen] = 1 / np.sqrt(counts[seen] / counts.sum())
+    weights[seen] /= weights[seen].mean()  # a class without a pixel has no loss to weigh
+    return torch.tensor(weights, dtype=torch.float32)
 
 
 TASK = SegmentTask()
