@@ -20,7 +20,7 @@ from box_trees import (
     text,
     yolo_split,
 )
-from metamobile.data.boxes import open_boxes
+from metamobile.data.boxes import eval_boxes, open_boxes
 
 CLASSES = ["cat", "dog"]
 
@@ -147,6 +147,15 @@ def test_both_forms(tmp_path: Path) -> None:
     assert opened(tmp_path).split == "images/train2017/ and images/val2017/"
     coco_split(tmp_path / "annotations/instances_train2017.json", folders[0], ["train2017.jpg"])
     assert "instances_train2017.json and " in opened(tmp_path).split, "with both, COCO's is the fuller one"
+
+
+def test_cocos_validation_alone(tmp_path: Path) -> None:
+    """images/val2017/ without labels is no data set of YOLO's."""
+    coco_split(tmp_path / "annotations/instances_val2017.json", tmp_path / "images/val2017", ["val1.jpg"])
+    samples, where = eval_boxes(tmp_path, CLASSES)
+    assert names(samples) == ["val1.jpg"] and "instances_val2017.json" in where
+    with pytest.raises(ValueError, match="has .*instances_val2017.json but nothing to train on"):
+        opened(tmp_path)
 
 
 ONE = [image(0, "a.jpg")]

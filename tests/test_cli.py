@@ -15,7 +15,8 @@ import pytest
 from metamobile.deploy.gate import GateResult, GateRow
 from metamobile.tasks.classify.results import bar
 from metamobile.training.loop import Interrupted
-from metamobile_cli import parse_size, run, split_commas, split_settings
+from metamobile_cli import run
+from metamobile_cli.options import parse_size, split_commas, split_settings
 
 VERBS = [
     "models",

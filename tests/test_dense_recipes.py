@@ -18,10 +18,10 @@ from metamobile.data.preprocess import preprocess
 from metamobile.models.create import create_model
 from metamobile.models.operators import WindowAttention
 from metamobile.tasks.dense import build_dense
+from metamobile.training.checks import preprocess_record
 from metamobile.training.optimizer import make_optimizer
 from metamobile.training.recipe import Recipe, load_recipe, recipe_folder
 from metamobile.training.schedule import make_schedule, warmup_steps
-from metamobile.training.train import preprocess_record
 
 STAGES = "backbone.network.model.stages."
 HALF, THREE_QUARTERS = 0.5, 0.75  # of the run, as against whole steps

@@ -45,8 +45,6 @@ def run_training(task: str, folder: Path, out: Path, *settings: str, **changed: 
     arguments: dict[str, Any] = {"epochs": EPOCHS, "size": 64, "batch_size": 8, "workers": 0, "device": "cpu"}
     arguments |= {"head": HEADS[task]} | changed
     own = [f"model.args={json.dumps(TINY_ARGS)}", "run.log_every=1", "schedule.warmup_epochs=0.5"]
-    if task == "segment":
-        own.append("data.val_size=64")
     return train("emo_1m", folder, out=out, set=[*own, *settings], quiet=True, **arguments)
 
 
@@ -128,11 +126,11 @@ def test_a_segmenter_answers_at_each_pictures_own_size(runs: dict[str, Run], tmp
 
 
 def test_windows_that_slide_over_a_picture(runs: dict[str, Run], tmp_path: Path) -> None:
-    """One window as large as the picture changes nothing; smaller ones answer by what each sees alone."""
+    """Each window answers by what it sees alone; one as large as the picture would change nothing."""
     picture = Image.effect_noise((64, 64), 90).convert("RGB")
     model = metamobile.load(runs["segment"].folder)
-    whole, same = (model.predict(picture, **options)[0].mask for options in ({}, {"slide": 64}))
-    assert np.array_equal(whole, same)
+    with pytest.raises(ValueError, match="slide 64: expected .* less than 64"):
+        model.predict(picture, slide=64)
     pixels = preprocess(picture, model.card.preprocess)[None]
     total, count = np.zeros((1, 7, 64, 64)), np.zeros((64, 64))
     for top in (0, 21, 32):  # a third of 32 px overlaps, and the last window ends with the picture
@@ -161,6 +159,8 @@ def test_a_detectors_answers_are_cocos(runs: dict[str, Run], data: dict[str, Pat
     assert {row["category_id"] for row in rows} <= set(truth.cats)
     with pytest.raises(ValueError, match="top is no option of this model, whose task is detect"):
         metamobile.predict(runs["detect"].folder, pictures, top=3)
+    with pytest.raises(ValueError, match="conf is no option of this model, .*expected iou"):
+        metamobile.evaluate(runs["detect"].folder, data["detect"], conf=0.5)
 
 
 def test_mask_rcnn_learns_boxes_and_masks(tmp_path: Path) -> None:
@@ -211,12 +211,60 @@ def _card(task: str, classes: list[str]) -> Card:
 def test_a_data_set_tells_its_task(data: dict[str, Path], tmp_path: Path) -> None:
     assert {task: find_task(folder) for task, folder in data.items()} == {t: t for t in data}
     (tmp_path / "cats").mkdir()
+    (tmp_path / "metadata.json").write_text('{"made": "today", "classes": ["cats"]}')
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     assert find_task(tmp_path) == "classify"
+    (tmp_path / "data.yml").write_text("train: images/train\n")
+    assert find_task(tmp_path) == "detect"
     assert check(data["detect"]).ok and check(data["segment"]).ok
     shutil.copytree(data["detect"], tmp_path / "copy")
     (tmp_path / "copy" / "val" / "00003.png").unlink()
     (problem,) = check(tmp_path / "copy").problems
     assert problem.kind == "missing picture" and problem.path.name == "00003.png"
+
+
+def test_the_task_of_a_training_is_found(data: dict[str, Path], tmp_path: Path) -> None:
+    args = [f"model.args={json.dumps(TINY_ARGS)}", "schedule.warmup_epochs=0"]
+    run = train("emo_1m", data["segment"], out=tmp_path / "run", epochs=1, size=64, set=args, workers=0)
+    assert run.card.task == "segment" and run.card.model_args["head"] == "deeplabv3"
+    assert run.card.preprocess.size == (64, 64), "--size is that of validation too"
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "64x64 px;" in log
+
+
+def test_a_file_is_the_training_data_by_its_folder_too(data: dict[str, Path], tmp_path: Path) -> None:
+    """Of the json that a model was trained on, eval takes the pictures held out; of another's, all."""
+    name = "annotations/instances_train.json"
+    shutil.copytree(data["detect"], tmp_path / "others")
+    run = run_training("detect", data["detect"] / name, tmp_path / "run", epochs=1)
+    pictures = [
+        metamobile.evaluate(run.folder, folder / name)["pictures"]
+        for folder in (data["detect"], tmp_path / "others")
+    ]
+    assert pictures == [3, 16]
+
+
+def test_a_detectors_file_gives_a_classifier_its_backbone(runs: dict[str, Run]) -> None:
+    state, _ = load_weights(runs["detect"].folder / "model.safetensors")
+    classifier = create_model("emo_1m", num_classes=3, **TINY_ARGS)
+    load_pretrained(classifier, list("abc"), str(runs["detect"].folder), Reporter(quiet=True))
+    own = classifier.state_dict()
+    taken = [
+        name
+        for name in own
+        if torch.equal(own[name], state.get(f"backbone.network.model.{name}", own["norm.bias"] + 9))
+    ]
+    assert set(own) - set(taken) == {"norm.weight", "norm.bias", "head.fc.weight", "head.fc.bias"}
+
+
+def test_weights_of_another_variant_are_refused(tmp_path: Path) -> None:
+    other = create_model("emo_1m", num_classes=3, **TINY_ARGS)
+    save_weights(tmp_path / "c.safetensors", other.state_dict(), _card("classify", list("abc")))
+    model = create_model("emo_1m", num_classes=3)
+    with pytest.raises(
+        ValueError, match=r"of the \d+ kernels .* of its emo_1m, \d+ fit"
+    ):
+        load_pretrained(model, list("abc"), str(tmp_path / "c.safetensors"), Reporter(quiet=True))
 
 
 @pytest.mark.parametrize(
@@ -227,6 +275,8 @@ def test_a_data_set_tells_its_task(data: dict[str, Path], tmp_path: Path) -> Non
         ({"task": "detect", "recipe": "small-data"}, "task 'detect' does not fit the recipe"),
         ({"task": "detect", "head": "fpn"}, "no detection head is called 'fpn'"),
         ({"task": "segment", "set": ["data.fit=crop"]}, "data.fit is crop.*expected stretch"),
+        ({"task": "detect", "batch_size": 1}, "run.batch_size is 1; ssdlite needs 2 or more"),
+        ({"task": "segment", "batch_size": 1}, "run.batch_size is 1; deeplabv3 needs 2 or more"),
     ],
 )
 def test_wrong_words_are_told_before_anything_is_written(

@@ -26,6 +26,14 @@ every_head = pytest.mark.parametrize("head", HEADS)
 one_stage = pytest.mark.parametrize("head", ["ssdlite", "retinanet"])
 
 
+@every_head
+def test_a_network_of_one_stride_has_no_level_that_learns_nothing(head: str) -> None:
+    truth = [target([[8, 8, 40, 40]], [0], (64, 64)), target([[20, 10, 60, 50]], [1], (64, 64))]
+    model = create("vit_tiny_patch16_224", head, depth=3, embed_dim=32, num_heads=2).train()
+    sum(model(pictures(truth, (64, 64)), truth).values()).backward()
+    assert [n for n, p in model.backbone.pyramid.named_parameters() if p.grad is None] == []
+
+
 # --- truth in, truth out ---
 
 

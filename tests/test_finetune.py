@@ -175,7 +175,7 @@ def test_the_schedule_moves_every_layer(
     for line in metrics(straight, "step"):  # the classifier's rate is the one told
         assert line["lr"] == max(lr for lr, _ in noted[line["step"] - 1][1])
     log = (straight / "log.txt").read_text()
-    assert "layer decay 0.8: lr 0.001 for the classifier, less for each of 7 layers below, 0.00021 for" in log
+    assert "layer decay 0.8: lr 0.001 for the head, less for each of 7 layers below, 0.00021 for" in log
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3])
@@ -270,10 +270,10 @@ def test_a_parameter_that_never_learns_stays_so() -> None:
 @pytest.mark.parametrize(
     ("settings", "epochs", "words"),
     [
-        (["schedule.frozen_epochs=1"], 2, "in the first epoch the classifier (head.fc) alone learns"),
-        (["schedule.frozen_epochs=2"], 3, "in the first 2 epochs the classifier (head.fc) alone learns"),
-        (["schedule.frozen_epochs=9"], 2, "in all 2 epochs the classifier (head.fc) alone learns"),
-        (["schedule.frozen_epochs=1"], 1, "in the only epoch the classifier (head.fc) alone learns"),
+        (["schedule.frozen_epochs=1"], 2, "in the first epoch head.fc alone learns"),
+        (["schedule.frozen_epochs=2"], 3, "in the first 2 epochs head.fc alone learns"),
+        (["schedule.frozen_epochs=9"], 2, "in all 2 epochs head.fc alone learns"),
+        (["schedule.frozen_epochs=1"], 1, "in the only epoch head.fc alone learns"),
     ],
 )
 def test_the_start_tells_what_is_frozen(

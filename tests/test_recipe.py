@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from metamobile.training.checks import preprocess_record
 from metamobile.training.recipe import Recipe, load_recipe, recipe_folder
-from metamobile.training.train import preprocess_record
 
 NAMES = sorted(path.stem for path in recipe_folder().glob("*.yaml"))
 

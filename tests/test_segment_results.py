@@ -16,6 +16,7 @@ from PIL import Image
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from metamobile.data.masks import MaskSample, open_masks
+from metamobile.data.preprocess import Preprocess
 from metamobile.errors import NotFinite
 from metamobile.tasks.drawing import colour
 from metamobile.tasks.segment.metric import Metric, confusion_matrix
@@ -40,6 +41,7 @@ from metamobile.tasks.segment.results import (
     save_more,
     truth_of,
 )
+from metamobile.weights.card import Card
 
 NAMES = ["sky", "road", "car"]
 
@@ -301,7 +303,7 @@ def test_windows_of_a_large_picture() -> None:
     """The network under test gives each pixel's own value, and only takes windows of 8 pixels."""
 
     class Runtime:
-        name, card = "fake", None
+        name, card = "fake", Card("fake", {}, classes=NAMES, preprocess=Preprocess(size=(13, 21)))
 
         def run(self, batch: np.ndarray) -> np.ndarray:
             assert batch.shape[2:] == (8, 8)
@@ -313,6 +315,8 @@ def test_windows_of_a_large_picture() -> None:
     assert configure(runtime) is runtime
     with pytest.raises(ValueError, match="slide 0: expected the side of a window in pixels"):
         configure(runtime, slide=0)
+    with pytest.raises(ValueError, match="slide 21: .*less than 21, as this model's .* resized to 13x21"):
+        configure(runtime, slide=21)
     assert OPTIONS == ("slide",)
     (result,) = decode(pixels[:1], NAMES, ["x"], [(21, 13)], [(13, 21)], slide=8)
     np.testing.assert_array_equal(result.mask, pixels[0].argmax(0))

@@ -77,7 +77,6 @@ def __dir__() -> list[str]:
 
 
 # The command answers --help, and runs ONNX files, without torch; there, networks register when needed.
-_main = getattr(sys.modules.get("__main__"), "__spec__", None)  # python -m metamobile_cli
-if "metamobile_cli" not in sys.modules and getattr(_main, "name", "") != "metamobile_cli":
+if "metamobile_cli" not in sys.modules:
     from metamobile.models import emo as _emo  # noqa: F401
     from metamobile.models import transplants as _transplants  # noqa: F401

@@ -29,6 +29,16 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
+def free_name(path: Path) -> Path:
+    """The path, or name-2, name-3 and so on, with the first number that no file has. Its folder is made if it is
+    missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    free, number = path, 2
+    while free.exists():
+        free, number = path.with_stem(f"{path.stem}-{number}"), number + 1
+    return free
+
+
 def cache_folder() -> Path:
     """Where what can be fetched or made again is kept: $METAMOBILE_CACHE, else ~/.cache/metamobile."""
     return Path(os.environ.get("METAMOBILE_CACHE") or Path.home() / ".cache" / "metamobile")

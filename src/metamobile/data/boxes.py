@@ -25,13 +25,15 @@ __all__ = ["BoxData", "BoxLayout", "BoxSample", "eval_boxes", "find_boxes", "ope
 
 FORMS = "expected COCO's annotations/*.json or YOLO's data.yaml, or images/ and labels/"
 MOST_NAMED = 3  # problems in one message
+DROP = "mend them, or leave out exactly these with --drop-bad"
+MEND = "mend them; `metamobile check` names all"
 
 
 @dataclass
 class BoxData:
     """Classes in the data's order, the two splits, and in words how they came about (`split`).
 
-    `category_ids` are the data's own numbers of the classes.
+    `category_ids` are the data's own numbers of the classes; `own_split`: none was held out here.
     """
 
     root: Path
@@ -40,6 +42,7 @@ class BoxData:
     train: list[BoxSample]
     val: list[BoxSample]
     split: str
+    own_split: bool = False
 
 
 class BoxLayout(Protocol):
@@ -68,8 +71,9 @@ def find_boxes(data: str | Path) -> BoxLayout:
     root = Path(data)
     if root.is_dir():
         layout: BoxLayout | None = find_coco(root)
-        if layout is None or not {TRAIN, "all"} & set(layout.splits):
-            layout = find_yolo(root) or layout
+        if not _has_training(layout):
+            other = find_yolo(root)
+            layout = other if layout is None or _has_training(other) else layout
         if layout is None:
             raise ValueError(f"{root}: no boxes found; {FORMS}")
         return layout
@@ -85,6 +89,10 @@ def find_boxes(data: str | Path) -> BoxLayout:
     names = [p.name for p in root.parent.iterdir()] if root.parent.is_dir() else []
     hint = nearest(root.name, [*names, "shapes"])
     raise ValueError(f"{root}: no such folder or file; {FORMS}, or 'shapes'{hint}")
+
+
+def _has_training(layout: BoxLayout | None) -> bool:
+    return layout is not None and bool({TRAIN, "all"} & set(layout.splits))
 
 
 def open_boxes(
@@ -121,7 +129,7 @@ def open_boxes(
         elif problems := shared_pictures(train, val, layout.source(TRAIN)):
             _refuse(problems, drop_bad)
             train = [sample for sample in train if sample.path not in held]
-        return BoxData(layout.root, classes, category_ids, train, val, text)
+        return BoxData(layout.root, classes, category_ids, train, val, text, own_split=True)
 
     if not 0 <= val_fraction < 1:
         raise ValueError(f"val_fraction {val_fraction} is not between 0 and 1; 0.2 holds out a fifth")
@@ -142,7 +150,7 @@ def eval_boxes(
     """
     layout = find_boxes(data)
     name = "val" if "val" in layout.splits else layout.splits[0]
-    samples = _read(layout, name, classes, {Path(path) for path in exclude}, drop_bad)
+    samples = _read(layout, name, classes, {Path(path) for path in exclude}, drop_bad, MEND)
     _check_boxes(samples, layout.source(name), "to measure on")
     text = layout.name(name)
     return samples, text if name == "val" else f"{text}: all, as no validation split is there"
@@ -168,14 +176,19 @@ def shared_pictures(train: Sequence[BoxSample], val: Sequence[BoxSample], source
 
 
 def _read(
-    layout: BoxLayout, split: str, classes: Sequence[str], excluded: Collection[Path], drop_bad: bool
+    layout: BoxLayout,
+    split: str,
+    classes: Sequence[str],
+    excluded: Collection[Path],
+    drop_bad: bool,
+    advice: str = DROP,
 ) -> list[BoxSample]:
     """With labels that are places in `classes`.
 
     Errors: DataError for bad boxes unless they are dropped; ValueError for a box of an unknown class.
     """
     found = layout.read(split, excluded)
-    _refuse(found.problems, drop_bad)
+    _refuse(found.problems, drop_bad, advice)
     own, _ = layout.classes(split)
     if own == list(classes):
         return found.samples
@@ -188,14 +201,11 @@ def _read(
     return [replace(sample, labels=place[sample.labels]) for sample in found.samples]
 
 
-def _refuse(problems: Sequence[Problem], drop_bad: bool) -> None:
+def _refuse(problems: Sequence[Problem], drop_bad: bool, advice: str = DROP) -> None:
     if problems and not drop_bad:
         named = "; ".join(str(problem) for problem in problems[:MOST_NAMED])
         more = len(problems) - MOST_NAMED
-        raise DataError(
-            f"{named}{f'; and {more:,} more' if more > 0 else ''}; mend them, or leave out exactly these "
-            "with --drop-bad"
-        )
+        raise DataError(f"{named}{f'; and {more:,} more' if more > 0 else ''}; {advice}")
 
 
 def _check_boxes(samples: Sequence[BoxSample], source: Path, purpose: str) -> None:

@@ -181,7 +181,7 @@ def _jsons_in(folder: Path) -> list[Path]:
         return [folder / ROBOFLOW]
     jsons = [p for p in sorted(folder.glob("*.json")) if not p.name.startswith((".", *OTHERS))]
     jsons = [p for p in jsons if p.name.startswith("instances")] or jsons
-    return [p for p in jsons if folder.name == "annotations" or _looks_like_coco(p)]
+    return [p for p in jsons if folder.name == "annotations" or looks_like_coco(p)]
 
 
 def open_json(path: Path) -> CocoLayout:
@@ -210,7 +210,7 @@ def _by_split(folder: Path, jsons: Sequence[Path]) -> dict[str, Path]:
     )
 
 
-def _looks_like_coco(path: Path) -> bool:
+def looks_like_coco(path: Path) -> bool:
     """By its text: a broken one is still one."""
     with path.open("rb") as file:
         head = file.read(1 << 16)

@@ -42,13 +42,16 @@ class Sample:
 
 @dataclass
 class FolderData:
-    """Classes sorted by their folders' names, the two splits, and in words how they came about (`split`)."""
+    """Classes sorted by their folders' names, the two splits, and in words how they came about (`split`).
+
+    `own_split`: the data have a validation split, so that none was held out here."""
 
     root: Path
     classes: list[str]
     train: list[Sample]
     val: list[Sample]
     split: str
+    own_split: bool = False
 
 
 def find_root(data: str | Path) -> Path:
@@ -102,7 +105,7 @@ def open_folder(
         text, absent = describe(root, splits, lists), len(classes) - len({sample.target for sample in val})
         if absent:
             text += f"; no picture to validate on of {absent:,} of the {len(classes):,} classes"
-        return FolderData(root, classes, train, val, text)
+        return FolderData(root, classes, train, val, text, own_split=True)
 
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction {val_fraction} is not between 0 and 1; 0.2 holds out a fifth")

@@ -99,6 +99,7 @@ class MaskData:
     train: list[MaskSample]
     val: list[MaskSample]
     split: str
+    own_split: bool = False
 
 
 @dataclass
@@ -271,7 +272,7 @@ def open_masks(
     samples = {name: [MaskSample(*pair, coding) for pair in own] for name, own in pairs.items()}
     text, named = layout.describe(), f"classes by {legend.source}"
     if "val" in samples:
-        return MaskData(root, names, samples[TRAIN], samples["val"], f"{text}; {named}")
+        return MaskData(root, names, samples[TRAIN], samples["val"], f"{text}; {named}", own_split=True)
     (whole,) = samples.values()
     if val_fraction == 0:
         return MaskData(root, names, whole, whole, f"{BY_HEART}; {text}; {named}")
@@ -292,7 +293,7 @@ def eval_masks(
     layout = find_masks(data)
     name = "val" if "val" in layout.splits else next(iter(layout.splits))
     legend = layout.legend() or model_legend(classes, ignore)
-    pairs = {split: _pairs_of(folders, set()) for split, folders in layout.splits.items()}
+    pairs = {split: _pairs_of(folders, set(), "add them") for split, folders in layout.splits.items()}
     legend = _legend_of(legend, pairs, layout.root, ignore)
     for unknown in legend.classes:
         if unknown not in classes:
@@ -305,14 +306,16 @@ def eval_masks(
     return samples, f"{text}; classes by {legend.source}"
 
 
-def _pairs_of(folders: MaskFolders, excluded: set[Path]) -> list[tuple[Path, Path]]:
+def _pairs_of(
+    folders: MaskFolders, excluded: set[Path], advice: str = "add them, or leave such out with --drop-bad"
+) -> list[tuple[Path, Path]]:
     """Pictures and masks, sorted. Errors: DataError for pictures without a mask, or when none is left."""
     pairs = folders.pair()
     bare = [path.name for path in pairs.bare if path not in excluded]
     if bare:
         raise DataError(
             f"{folders.pictures}: {len(bare):,} of the {len(bare) + len(pairs.matched):,} pictures have no "
-            f"mask in {folders.masks} ({name_some(bare)}); add them, or leave such out with --drop-bad"
+            f"mask in {folders.masks} ({name_some(bare)}); {advice}"
         )
     kept = [pair for pair in pairs.matched if not excluded.intersection(pair)]
     if not kept:

@@ -157,14 +157,19 @@ def find_yolo(root: Path) -> YoloLayout | None:
     preferred = [root / name for name in (*YAMLS, f"{root.resolve().name}.yaml")]
     yamls = [path for path in preferred if path.is_file()][:1]
     if not yamls:
-        found = [path for path in sorted(root.glob("*.y*ml")) if not path.name.startswith(".")]
-        yamls = [path for path in found if re.search(r"(?m)^(train|val)\s*:", _read_text(path))]
+        yamls = yamls_of_pictures(root)
     if len(yamls) > 1:
         raise ValueError(f"{root}: {name_some([p.name for p in yamls])}: which? name one as DATA")
     if yamls:
         return open_yaml(yamls[0])
     places = _find_places(root)
     return YoloLayout(root, places, _find_names(root), root) if places else None
+
+
+def yamls_of_pictures(root: Path) -> list[Path]:
+    """Those in the folder that name pictures to train on or to validate on."""
+    found = [path for path in sorted(root.glob("*.y*ml")) if not path.name.startswith(".")]
+    return [path for path in found if re.search(r"(?m)^(train|val)\s*:", _read_text(path))]
 
 
 def open_yaml(path: Path) -> YoloLayout:

@@ -8,7 +8,7 @@ from typing import Any
 
 from metamobile.errors import DataError
 from metamobile.files import write_text
-from metamobile.inference.model import Model, check_options, load
+from metamobile.inference.model import Model, check_options, load, model_name
 from metamobile.inference.predict import read_batches
 from metamobile.tasks import get_data, get_results, get_targets, make_metric
 
@@ -18,7 +18,7 @@ def evaluate(
     data: str | Path,
     *,
     json: str | Path | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     device: str = "cpu",
     workers: int = 0,
     **options: Any,
@@ -27,18 +27,21 @@ def evaluate(
 
     Takes the validation split if the data have one, and all of them if not; the data that the model was
     trained on are split as then. Classes are matched by name, pictures preprocessed as the card says.
-    `options` are those of `metamobile.predict` that change what is measured: iou, slide. Errors: ValueError
+    `options` are those of `metamobile.predict` that change what is measured: iou, slide; `batch_size` is the
+    task's own unless given. Errors: ValueError
     for a class the model does not know, DataError for a picture that cannot be read.
     """
     opened = model if isinstance(model, Model) else load(model, device)
     card, module = opened.card, get_results(opened.card.task)
-    check_options(card, options)
+    check_options(options, module.MEASURED, card.task)
     runtime = module.configure(opened.runtime, **options)
     samples, split = get_data(card.task).eval_samples(data, card)
     targets = get_targets(samples)
     metric = make_metric(card.task, card.names, samples)
+    paths = [sample.path for sample in samples]
+    batch_size = module.BATCH_SIZE if batch_size is None else batch_size
     done = 0
-    for batch in read_batches([sample.path for sample in samples], card.preprocess, batch_size, workers):
+    for batch in read_batches(paths, card.preprocess, batch_size, workers):
         if batch.failures:
             raise DataError(f"{batch.failures[0]}; `metamobile check {data}` names every such file")
         pictures = [str(path) for path in batch.paths]
@@ -46,8 +49,13 @@ def evaluate(
         answers = module.answers(outputs, card.names, pictures, batch.sizes, batch.shapes)
         metric.update(answers, targets[done : done + len(pictures)])
         done += len(pictures)
-    name = card.variant if isinstance(model, Model) else str(model)
-    figures = {"task": card.task, "model": name, "data": str(data), "split": split, "pictures": done}
+    figures = {
+        "task": card.task,
+        "model": model_name(model),
+        "data": str(data),
+        "split": split,
+        "pictures": done,
+    }
     figures |= metric.compute()
     if json is not None:
         write_text(json, json_format.dumps(figures, indent=1, ensure_ascii=False) + "\n")

@@ -55,7 +55,7 @@ class Model:
         if not given:
             return []
         module, record = get_results(self.card.task), self.card.preprocess
-        check_options(self.card, options)
+        check_options(options, module.OPTIONS, self.card.task)
         runtime = module.configure(self.runtime, **options)
         results: list[Any] = []
         for index, one in enumerate(given):
@@ -68,15 +68,19 @@ class Model:
         return results
 
 
-def check_options(card: Card, options: Mapping[str, Any]) -> None:
-    """Errors: ValueError for an option that the model's task does not have."""
-    known = get_results(card.task).OPTIONS
+def check_options(options: Mapping[str, Any], known: Sequence[str], task: str) -> None:
+    """Errors: ValueError for an option that a model of this task does not have."""
     for name in options:
         if name not in known:
             raise ValueError(
-                f"{name} is no option of this model, whose task is {card.task}; "
-                f"expected {' or '.join(known)}{nearest(name, known)}"
+                f"{name} is no option of this model, whose task is {task}; "
+                f"expected {' or '.join(known) or 'none'}{nearest(name, known)}"
             )
+
+
+def model_name(model: str | Path | Model) -> str:
+    """As it was given; of a model in memory its variant."""
+    return model.card.variant if isinstance(model, Model) else str(model)
 
 
 def load(name: str | Path, device: str = "cpu") -> Model:

@@ -16,8 +16,8 @@ from metamobile.data.pictures import find_pictures, read_picture
 from metamobile.data.preprocess import Preprocess, preprocess
 from metamobile.deploy.runtimes import Pixels
 from metamobile.errors import PictureError
-from metamobile.files import write_text
-from metamobile.inference.model import Model, check_options, load
+from metamobile.files import free_name, write_text
+from metamobile.inference.model import Model, check_options, load, model_name
 from metamobile.inference.video import is_video, predict_video
 from metamobile.tasks import get_results
 
@@ -55,7 +55,7 @@ def predict(
     out: str | Path | None = None,
     json: str | Path | None = None,
     csv: str | Path | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     device: str = "cpu",
     workers: int = 1,
     progress: Callable[[int, int | None], None] | None = None,
@@ -66,16 +66,27 @@ def predict(
     A video, or "camera" ("camera:1"), is answered frame by frame (see `predict_video`). Writes annotated
     pictures into the folder `out` (nothing that is there is overwritten), all answers into `json`, and their
     table into `csv`. `progress` gets (done, in all or None) of pictures or frames. `options` are the task's
-    own: a classifier's `top`, a detector's `conf` and `iou`, a segmenter's `slide`. Errors: ValueError for an
+    own: a classifier's `top`, a detector's `conf` and `iou`, a segmenter's `slide`; so is `batch_size` unless
+    given. Errors: ValueError for an
     unknown model, an option that is not the task's, or nothing to read.
     """
     given = [pictures] if isinstance(pictures, str | Path) else pictures
     opened = model if isinstance(model, Model) else load(model, device)
     if len(given) == 1 and is_video(given[0]):
-        return predict_video(opened, given[0], out=out, json=json, csv=csv, progress=progress, **options)
+        return predict_video(
+            opened,
+            given[0],
+            out=out,
+            json=json,
+            csv=csv,
+            progress=progress,
+            called=model_name(model),
+            **options,
+        )
     paths = find_pictures(given)
     card, module = opened.card, get_results(opened.card.task)
-    check_options(card, options)
+    check_options(options, module.OPTIONS, card.task)
+    batch_size = module.BATCH_SIZE if batch_size is None else batch_size
     runtime = module.configure(opened.runtime, **options)
     found: list[Any] = []
     answered = Predictions(card.task, found)
@@ -94,10 +105,10 @@ def predict(
         found += results
         if out is not None:
             for path, result in zip(batch.paths, results, strict=True):
-                drawing = _free_name(Path(out), path.stem)
+                drawing = free_name(Path(out) / f"{path.stem}.jpg")
                 module.draw(read_picture(path), result).save(drawing, quality=92)
                 module.save_more(result, drawing)
-    about: dict[str, Any] = {"model": _about(model), "variant": card.variant, "classes": card.names}
+    about: dict[str, Any] = {"model": model_name(model), "variant": card.variant, "classes": card.names}
     about |= {"category_ids": card.category_ids, "failures": [vars(f) for f in answered.failures]}
     if json is not None:
         write_text(json, module.json_text(answered.results, about))
@@ -154,16 +165,3 @@ def read_batches(
                 yield from collect(ahead.popleft())
         while ahead:
             yield from collect(ahead.popleft())
-
-
-def _about(model: str | Path | Model) -> str:
-    return model.card.variant if isinstance(model, Model) else str(model)
-
-
-def _free_name(folder: Path, stem: str) -> Path:
-    """folder/stem.jpg, or with the first number from 2 that no file there has."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path, number = folder / f"{stem}.jpg", 2
-    while path.exists():
-        path, number = folder / f"{stem}-{number}.jpg", number + 1
-    return path

@@ -22,7 +22,7 @@ from PIL import Image, ImageChops
 
 from metamobile.data.preprocess import preprocess
 from metamobile.errors import PictureError, nearest
-from metamobile.files import write_text
+from metamobile.files import free_name, write_text
 from metamobile.inference.model import Model, check_options
 from metamobile.tasks import get_results
 from metamobile.tasks.drawing import enlarged
@@ -59,6 +59,7 @@ def predict_video(
     json: str | Path | None = None,
     csv: str | Path | None = None,
     progress: Callable[[int, int | None], None] | None = None,
+    called: str | None = None,
     **options: Any,
 ) -> Predictions:
     """Answer for each frame of a video file, or of a camera ("camera", "camera:1") until Ctrl-C.
@@ -67,7 +68,8 @@ def predict_video(
     video goes into the folder `out` as clip.mp4 (nothing that is there is overwritten), whole or not at all:
     of the frames' size with even sides, at their rate, without sound, in H.264 where this OpenCV can write
     it, else in MPEG-4 Part 2, which browsers do not play. A camera's keeps pace with what was seen.
-    `progress` is called with (frames done, frames in all or None) after each.
+    `progress` is called with (frames done, frames in all or None) after each. `called` is the model's name in
+    the JSON, else its variant.
 
     `results` is a sequence that unpacks a result at each look, so that the masks of a long video need little
     memory; those of a camera are kept for `json` and `csv` only. Frames that cannot be read are failures, as
@@ -77,7 +79,7 @@ def predict_video(
     from metamobile.inference.predict import Failure, Predictions  # here, as that module may import this one
 
     card, module = model.card, get_results(model.card.task)
-    check_options(card, options)
+    check_options(options, module.OPTIONS, card.task)
     runtime = module.configure(model.runtime, **options)
     kept, numbers = Kept(), []
     with ExitStack() as stack:
@@ -85,7 +87,7 @@ def predict_video(
         keep = clip.device is None or json is not None or csv is not None
         film = None
         if out is not None:
-            path = _free_name(Path(out), clip.stem)
+            path = free_name(Path(out) / f"{clip.stem}.mp4")
             film = stack.enter_context(film_at(path, clip.rate, live=clip.device is not None))
         try:
             for number, picture in clip:
@@ -105,7 +107,7 @@ def predict_video(
             # the way to end a camera's stream: what was seen so far is the answer
 
     failures = [Failure(f"{source}#{number}", error) for number, error in clip.failures]
-    about: dict[str, Any] = {"model": card.variant, "variant": card.variant, "classes": card.names}
+    about: dict[str, Any] = {"model": called or card.variant, "variant": card.variant, "classes": card.names}
     about |= {"category_ids": card.category_ids, "failures": [vars(failure) for failure in failures]}
     about["video"] = {"source": str(source), "frames": clip.read, "frames_per_second": clip.rate}
     if hasattr(module, "to_coco"):  # only that format has numbers for pictures
@@ -385,11 +387,3 @@ def _is_whole(film: Film) -> bool:
         whole = check.isOpened() and check.read()[0]
         check.release()
     return whole
-
-
-def _free_name(folder: Path, stem: str) -> Path:
-    """folder/stem.mp4, or with the first number from 2 that no file there has."""
-    path, number = folder / f"{stem}.mp4", 2
-    while path.exists():
-        path, number = folder / f"{stem}-{number}.mp4", number + 1
-    return path

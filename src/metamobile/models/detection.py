@@ -68,6 +68,8 @@ class Detector(nn.Module):
     class_layers: tuple[str, ...] = ()  # how the names of what is new with other classes begin
     head_name = ""
     needs_masks = False
+    finest_stride = 4  # of the backbone's maps that it uses
+    least_batch = 1  # pictures that its norms need in training
     backbone: Backbone
     num_classes: int
 

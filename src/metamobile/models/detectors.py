@@ -38,4 +38,6 @@ def create_detector(
     if rois is not None and (head != MaskRCNN.head_name or rois < 4):
         raise ValueError(f"rois {rois}: only {MaskRCNN.head_name} has them, and learns from 4 or more")
     own: dict[str, Any] = {} if rois is None else {"rois": rois}
-    return HEADS[head](make_backbone(name, pretrained=pretrained, **args), num_classes, **own)
+    kind = HEADS[head]
+    backbone = make_backbone(name, pretrained=pretrained, finest_stride=kind.finest_stride, **args)
+    return kind(backbone, num_classes, **own)

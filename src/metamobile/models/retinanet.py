@@ -34,6 +34,7 @@ class RetinaNet(OneStage):
 
     head_name = "retinanet"
     class_layers = ("head.classification_head.cls_logits.",)
+    finest_stride = 8
 
     def __init__(self, backbone: Backbone, num_classes: int) -> None:
         super().__init__()

@@ -68,6 +68,8 @@ def conv_norm_relu(in_dim: int, dim: int, kernel_size: int, dilation: int = 1) -
 class Head(nn.Module):
     """Base of all heads: maps up to stage 4, whose channels are `dims`, -> logits (B, K, h, w)."""
 
+    least_batch = 1  # pictures that its norms need in training
+
     def __init__(self, dims: list[int], num_classes: int, dim: int, dropout: float) -> None:
         super().__init__()
         self.classify = Classify(dim, num_classes, dropout)
@@ -78,6 +80,8 @@ class Head(nn.Module):
 
 class DeepLabv3Head(Head):
     """ASPP: a 1x1, three dilated 3x3 and the picture's mean side by side, joined by a 3x3 convolution."""
+
+    least_batch = 2
 
     def __init__(self, dims: list[int], num_classes: int, dim: int, dropout: float) -> None:
         super().__init__(dims, num_classes, dim, dropout)
@@ -94,6 +98,8 @@ class DeepLabv3Head(Head):
 
 class PSPNetHead(Head):
     """Pyramid pooling: means over grids of 1, 2, 3 and 6 cells a side beside the map, joined by a 3x3."""
+
+    least_batch = 2
 
     def __init__(self, dims: list[int], num_classes: int, dim: int, dropout: float) -> None:
         super().__init__(dims, num_classes, dim, dropout)
@@ -215,6 +221,7 @@ class Segmenter(nn.Module):
         }
         dims = backbone.channels[-4:]
         self.head = HEADS[head].head(dims, num_classes, channels, dropout)
+        self.least_batch = self.head.least_batch
         self.auxiliary = AuxiliaryHead(dims[-2], num_classes, dropout) if auxiliary else None
 
     def forward(self, x: Tensor) -> Tensor | Logits:

@@ -33,11 +33,13 @@ class SSDLite(OneStage, SSD):
 
     Anchors with an overlap of 0.5 are positive, and the best one of each box. Logits have K + 1 columns, the
     background first. A map of the last level has a single cell for pictures up to 320 pixels, so batch norm
-    needs two pictures in training. Errors: ValueError for a batch of one picture in training.
+    needs two pictures in training (`least_batch`). Errors: ValueError for a batch of one there.
     """
 
     head_name = "ssdlite"
     class_layers = ("head.classification_head.",)
+    finest_stride = 16
+    least_batch = 2
 
     def __init__(self, backbone: Backbone, num_classes: int) -> None:
         norm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.03)

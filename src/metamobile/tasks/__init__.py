@@ -37,6 +37,7 @@ class Data(Protocol):
     train: Sequence[Any]
     val: Sequence[Any]
     split: str
+    own_split: bool  # the data have a validation split, so that none was held out
 
 
 class DataModule(Protocol):
@@ -93,6 +94,8 @@ class ResultsModule(Protocol):
 
     EXPORTS: bool  # whether `export` writes files of such models
     OPTIONS: Sequence[str]  # the options of `decode` and `configure`
+    MEASURED: Sequence[str]  # those of them that change figures
+    BATCH_SIZE: int  # pictures answered at a time, unless told
 
     def configure(self, runtime: Runtime, **options: Any) -> Runtime:
         """The runtime with what options ask of it."""
@@ -114,7 +117,10 @@ class Task(Protocol):
     name: str
     data: DataModule
     results: ResultsModule
+    recipe: str  # where a training starts that names none
+    heads: Sequence[str]  # by name; none for a classifier
     ignores: Sequence[str]  # settings of the recipe that it has no use for
+    drops_unchecked: bool  # whether `data.drop_bad` leaves something out where `data.check` is false
     collate: Callable[[list[Any]], Any] | None  # items of a data set -> a batch; None: torch's own
 
     def build_model(self, recipe: Recipe, num_classes: int) -> nn.Module: ...

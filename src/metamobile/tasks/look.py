@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from metamobile.data.coco import looks_like_coco
 from metamobile.data.inspect import Inspection
 from metamobile.data.masks import MASKS
+from metamobile.data.yolo import yamls_of_pictures
 from metamobile.tasks import get_data
 from metamobile.training.recipe import DataSettings
 
@@ -32,16 +34,20 @@ def check(
 
 
 def find_task(data: str | Path) -> str:
-    """ "detect" where there is a COCO json, a data.yaml or label files, "segment" where masks lie beside
-    pictures, else "classify"."""
+    """ "detect" where there is a COCO json, a yaml that names pictures, or label files; "segment" where masks
+    lie beside pictures; else "classify". A settings file beside class folders is neither."""
     root = Path(data)
     if root.suffix in (".json", ".yaml", ".yml"):
         return "detect"
     if not root.is_dir():
         return "classify"  # whose reader names what is missing
-    found = [*root.glob("*.json"), *root.glob("annotations/*.json"), *root.glob("*/_annotations.coco.json")]
+    jsons = [*root.glob("*.json"), *root.glob("annotations/*.json"), *root.glob("*/_annotations.coco.json")]
     labels = [folder for folder in (root / "labels", *root.glob("*/labels")) if folder.is_dir()]
-    if found or any(root.glob("*.yaml")) or any(any(folder.rglob("*.txt")) for folder in labels):
+    if (
+        any(looks_like_coco(path) for path in jsons)
+        or yamls_of_pictures(root)
+        or any(any(folder.rglob("*.txt")) for folder in labels)
+    ):
         return "detect"
     sides = [root, *(path for path in root.iterdir() if path.is_dir())]
     if any((side / "images").is_dir() and any((side / name).is_dir() for name in MASKS) for side in sides):

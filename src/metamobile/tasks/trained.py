@@ -16,14 +16,15 @@ def split_of_training(
 ) -> Any:
     """What `open_data` gives for `data` under the card's recipe; None where the model was trained elsewhere.
 
-    The folder is known by its name, wherever it lies now. Errors: DataError if its classes are others now.
+    A folder is known by its name, wherever it lies now, and a file, such as data.yaml, by its folder's name
+    too. Errors: DataError if its classes are others now.
     """
     from metamobile.training.recipe import Recipe
 
     if not card.recipe.get("data", {}).get("path"):
         return None
     settings = Recipe.from_dict(card.recipe).data
-    if Path(settings.path).name != Path(data).name:
+    if _known_by(Path(settings.path)) != _known_by(Path(data)):
         return None
     settings = replace(settings, path=str(data))
     dropped = inspect(settings).files_to_drop() if settings.drop_bad else ()
@@ -33,3 +34,10 @@ def split_of_training(
             f"{data}: its classes are no longer those of the model, which are {', '.join(card.classes)}"
         )
     return opened
+
+
+def _known_by(path: Path) -> tuple[str, ...]:
+    if path.suffix.lower() not in (".json", ".yaml", ".yml"):
+        return (path.name,)
+    home = path.absolute().parent
+    return (home.parent.name if home.name == "annotations" else home.name, path.name)

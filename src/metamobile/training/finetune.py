@@ -17,6 +17,8 @@ from metamobile.weights.card import Card
 from metamobile.weights.file import load_weights
 from metamobile.weights.find import find_model
 
+BACKBONES = ("backbone.network.model.", "backbone.network.")  # where a dense model has its network
+
 
 def load_pretrained(model: nn.Module, classes: Sequence[str], source: str, reporter: Reporter) -> None:
     """Load the tensors of `source` (a run, a .safetensors file, a shipped name) whose names and shapes fit.
@@ -26,8 +28,7 @@ def load_pretrained(model: nn.Module, classes: Sequence[str], source: str, repor
     """
     path = find_model(source)
     given, card = load_weights(path)
-    if card.task == "classify" and hasattr(model, "backbone"):
-        given = _as_backbone(given, model)
+    given = _renamed(given, model)
     own = model.state_dict()
     classifier = classifier_prefixes(model)
     same_classes = list(classes) == card.classes
@@ -38,10 +39,17 @@ def load_pretrained(model: nn.Module, classes: Sequence[str], source: str, repor
         and tensor.shape == own[name].shape
         and (same_classes or not name.startswith(classifier))
     }
-    if not any(tensor.dim() > 1 for tensor in fits.values()):  # vectors of some width fit by chance
+    prefix = _prefix(model)
+    backbone = [
+        name
+        for name, tensor in given.items()
+        if tensor.dim() > 1 and name.startswith(prefix) and not name.startswith(classifier)
+    ]
+    fitting = sum(name in fits for name in backbone)
+    if 2 * fitting < len(backbone):  # some have the same shape by chance
         raise ValueError(
-            f"{path}: no kernel or matrix of its {card.variant} fits this network; "
-            "start from weights of the same variant"
+            f"{path}: of the {len(backbone)} kernels and matrices of its {card.variant}, {fitting} fit this "
+            "network; start from weights of the same variant"
         )
     model.load_state_dict(own | fits)
     new = [name for name in own if name not in fits]
@@ -58,11 +66,23 @@ def load_pretrained(model: nn.Module, classes: Sequence[str], source: str, repor
         _say_windows(network, card, reporter)
 
 
-def _as_backbone(given: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """A classifier's tensors by the names that they have in a detector or a segmenter."""
+def _prefix(model: nn.Module) -> str:
+    """How the names of the network's tensors begin: nothing, but for a detector's or a segmenter's."""
     network = plain_network(model)
-    prefix = next(name for name, module in model.named_modules() if module is network)
-    return {f"{prefix}.{name}": tensor for name, tensor in given.items()}
+    name = next(name for name, module in model.named_modules() if module is network)
+    return f"{name}." if name else ""
+
+
+def _renamed(given: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """A classifier's tensors by the names that they have in a detector or a segmenter, and the reverse, which
+    leaves the head out."""
+    own = _prefix(model)
+    theirs = next((prefix for prefix in BACKBONES if any(name.startswith(prefix) for name in given)), "")
+    if not own and theirs:
+        return {name.removeprefix(theirs): given[name] for name in given if name.startswith(theirs)}
+    if own and not theirs:
+        return {f"{own}{name}": tensor for name, tensor in given.items()}
+    return given
 
 
 def classifier_prefixes(model: nn.Module) -> tuple[str, ...]:

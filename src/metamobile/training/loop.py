@@ -78,7 +78,7 @@ class Loop:
 
     @property
     def lr(self) -> float:
-        """The classifier's learning rate; with layer decay the others are fixed shares of it."""
+        """The largest learning rate: the head's; those of other layers are fixed shares of it."""
         return max(group["lr"] for group in self.optimizer.param_groups)
 
     def run(self) -> None:

@@ -7,6 +7,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,10 @@ def say_what_will_happen(
 ) -> None:
     """`steps` are the whole run's."""
     height, width = recipe.data.shape
+    measured = replace(recipe.data, size=recipe.data.val_size or recipe.data.size).shape
+    larger = "" if measured == (height, width) else f" ({measured[0]}x{measured[1]} to validate)"
     reporter.say(
-        f"{recipe.model.name}, {count_parameters(model):,} parameters, {height}x{width} px; "
+        f"{recipe.model.name}, {count_parameters(model):,} parameters, {height}x{width} px{larger}; "
         f"{len(data.classes)} classes, {len(data.train):,} pictures to train on, "
         f"{len(data.val):,} to validate ({data.split})"
     )
@@ -72,7 +75,7 @@ def _about_fine_tuning(recipe: Recipe, model: nn.Module, optimizer: Optimizer) -
         yield f"lr {recipe.lr:.3g} for the backbone, {recipe.lr * recipe.optim.head_lr:.3g} for all else"
     elif len(scales) > 1 and recipe.optim.layer_decay is not None:
         yield (
-            f"layer decay {recipe.optim.layer_decay:g}: lr {recipe.lr * scales[-1]:.3g} for the classifier, "
+            f"layer decay {recipe.optim.layer_decay:g}: lr {recipe.lr * scales[-1]:.3g} for the head, "
             f"less for each of {len(scales) - 1} layers below, {recipe.lr * scales[0]:.3g} for the first"
         )
     frozen, epochs = recipe.schedule.frozen_epochs, recipe.schedule.epochs
@@ -81,7 +84,7 @@ def _about_fine_tuning(recipe: Recipe, model: nn.Module, optimizer: Optimizer) -
         when = "in the first epoch" if frozen == 1 else f"in the first {frozen} epochs"
         if frozen >= epochs:
             when = f"in all {epochs} epochs" if epochs > 1 else "in the only epoch"
-        yield f"{when} the classifier ({names}) alone learns; all else stays as it was loaded"
+        yield f"{when} {names} alone learns; all else stays as it was loaded"
 
 
 def _average(recipe: Recipe, steps: int) -> str:
@@ -102,6 +105,10 @@ def without_effect(
     ema, augment, schedule = recipe.ema, recipe.augment, recipe.schedule
     if not ema.enabled and ema.decay != default.ema.decay:
         yield "ema.decay, as ema.enabled is false"
+    if schedule.warmup_steps is not None and schedule.warmup_epochs != default.schedule.warmup_epochs:
+        yield "schedule.warmup_epochs, as schedule.warmup_steps is set"
+    if getattr(model, "auxiliary", True) is None and recipe.loss.auxiliary != default.loss.auxiliary:
+        yield f"loss.auxiliary, as {recipe.model.head} has no auxiliary head"
     warmup = "warmup_epochs" if schedule.warmup_steps is None else "warmup_steps"
     if not getattr(schedule, warmup) and schedule.warmup_lr != default.schedule.warmup_lr:
         yield f"schedule.warmup_lr, as schedule.{warmup} is 0"
@@ -120,11 +127,10 @@ def without_effect(
             yield f"distill.{key}, as distill.teacher names none"
     if recipe.model.window_size is not None and not isinstance(plain_network(model), EMO):
         yield f"model.window_size, as {recipe.model.name} has no windows to set"
-    if recipe.data.drop_bad and not recipe.data.check and recipe.task == "classify":
+    if recipe.data.drop_bad and not recipe.data.check and not get_task(recipe.task).drops_unchecked:
         yield "data.drop_bad, as data.check is false"
-    own_split = "held out" not in data.split and "val_fraction" not in data.split
     for key in ("val_fraction", "seed"):
-        if own_split and getattr(recipe.data, key) != getattr(default.data, key):
+        if data.own_split and getattr(recipe.data, key) != getattr(default.data, key):
             yield f"data.{key}, as the data have their own validation split"
 
 

@@ -14,18 +14,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, set_seed
-from timm.optim import list_optimizers
 from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 
 from metamobile.data.loader import PictureDataset
-from metamobile.data.preprocess import Preprocess
 from metamobile.errors import DataError, nearest
-from metamobile.models.create import check_name, resolved_args
-from metamobile.models.detectors import HEADS as DETECTORS
-from metamobile.models.segmenters import HEADS as SEGMENTERS
+from metamobile.models.create import resolved_args
 from metamobile.report import write_report
-from metamobile.tasks import Data, Task, get_task
+from metamobile.tasks import TASKS, Data, Task, get_task
+from metamobile.tasks.look import find_task
+from metamobile.training.checks import check_batch, check_resumed, check_settings, preprocess_record
 from metamobile.training.finetune import load_pretrained
 from metamobile.training.loop import Interrupted, Loop
 from metamobile.training.optimizer import make_optimizer
@@ -37,9 +35,7 @@ from metamobile.training.start import say_what_will_happen, say_where_it_stands,
 from metamobile.training.state import AverageState, Progress, load_state
 from metamobile.weights.card import Card, current_versions
 from metamobile.weights.file import load_weights
-from metamobile.weights.find import SHIPPED
 
-DEFAULT_RECIPES = {"classify": "small-data", "detect": "small-detect", "segment": "small-segment"}
 MOST_NAMED = 100  # bad files in one error message
 
 
@@ -73,7 +69,7 @@ def train(
 ) -> Run:
     """Train the network `name` on the folder `data` and leave a run folder (runs/NAME-DATA unless `out`).
 
-    `task` is classify unless `head` or the recipe is of another; each task has a recipe to start from.
+    `task` is that of `head` or of the recipe, else what the data look like; each has a recipe to start from.
     `recipe` is a name, a YAML file or a Recipe; the other arguments and `set` ("optim.lr=1e-3") override it.
     `resume` goes on with a run by its own recipe, of which only `epochs`, `workers` and `device` can change.
     Errors: ValueError for a wrong setting or an `out` that exists, DataError for bad files, Interrupted after
@@ -102,15 +98,20 @@ def train(
         if not folder.recipe.is_file():
             raise ValueError(f"{folder.path}: not a run folder (no recipe.yaml)")
         recipe = folder.recipe
-    resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe or _first_recipe(task, head))
+    if recipe is None:
+        recipe = get_task(task or _task_of(head, data, quiet)).recipe
+    resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     if task is not None and task != resolved.task:
         raise ValueError(f"task {task!r} does not fit the recipe, which is one of {resolved.task}; give one")
-    resolved = resolved.replace(given).override(set)
+    resolved = resolved.replace(given)
+    if size is not None:  # of validation too, unless that is set
+        resolved = replace(resolved, data=replace(resolved.data, val_size=None))
+    resolved = resolved.override(set)
     if not resolved.data.path:
         raise ValueError(
             "no data was given; --data FOLDER names a folder of class folders, --data shapes drawn ones"
         )
-    _check_settings(resolved)
+    check_settings(resolved)
     if resume is None:
         data_name = Path(resolved.data.path).resolve().name
         folder = RunFolder(out or Path("runs") / f"{resolved.model.name}-{data_name}")
@@ -121,19 +122,21 @@ def train(
         AcceleratorState._reset_state(True)  # one process may train again, with another precision or device
 
 
-def _first_recipe(task: str | None, head: str | None) -> str:
-    """Where a training starts that names no recipe. Errors: ValueError for an unknown task or head."""
-    heads = {"detect": list(DETECTORS), "segment": list(SEGMENTERS)}
-    if task is None and head is not None:
-        known = [name for names in heads.values() for name in names]
-        if head not in known:
+def _task_of(head: str | None, data: str | Path | None, quiet: bool) -> str:
+    """The head's task, else what the data look like. Errors: ValueError for an unknown head."""
+    if head is not None:
+        heads = {name: task for task in TASKS for name in get_task(task).heads}
+        if head not in heads:
             raise ValueError(
-                f"no head is called {head!r}; known are {', '.join(known)}{nearest(head, known)}"
+                f"no head is called {head!r}; known are {', '.join(heads)}{nearest(head, heads)}"
             )
-        task = next(task for task, names in heads.items() if head in names)
-    task = task or "classify"
-    get_task(task)
-    return DEFAULT_RECIPES[task]
+        return heads[head]
+    task = find_task(data) if data is not None else TASKS[0]
+    if task != TASKS[0]:
+        Reporter(quiet=quiet).say(
+            f"{data} looks like data to {task}, so that is the task (--task says otherwise)"
+        )
+    return task
 
 
 def _train(recipe: Recipe, folder: RunFolder, resume: bool, quiet: bool) -> Run:
@@ -144,6 +147,7 @@ def _train(recipe: Recipe, folder: RunFolder, resume: bool, quiet: bool) -> Run:
     names = task.data.class_names(data.classes)
     set_seed(recipe.run.seed)
     model = task.build_model(recipe, len(names))
+    check_batch(recipe, model, accelerator.num_processes)
     if recipe.model.pretrained and not resume:
         load_pretrained(model, data.classes, recipe.model.pretrained, reporter)
     if recipe.run.channels_last:
@@ -166,7 +170,7 @@ def _train(recipe: Recipe, folder: RunFolder, resume: bool, quiet: bool) -> Run:
     accelerator.register_for_checkpointing(progress)
     if resume:
         load_state(accelerator, folder.state)
-        _check_resumed(progress, len(train_loader), recipe, folder)
+        check_resumed(progress, len(train_loader), recipe, folder)
     if accelerator.is_main_process:
         if resume:
             folder.go_on(recipe)
@@ -266,32 +270,6 @@ def _accelerator(recipe: Recipe) -> Accelerator:
     )
 
 
-def _check_settings(recipe: Recipe) -> None:
-    """Before any picture is read. Errors: ValueError for a network or an optimiser that does not exist, and
-    for a frozen network without weights."""
-    check_name(recipe.model.name)
-    known = [str(name) for name in list_optimizers()]
-    if recipe.optim.name not in known:
-        raise ValueError(
-            f"recipe: optim.name is {recipe.optim.name!r}; expected adamw, sgd, lion or another of timm's"
-            + nearest(recipe.optim.name, known)
-        )
-    for key in ("norm_eval", "frozen_stages"):
-        if getattr(recipe.model, key) and not recipe.model.pretrained:
-            raise ValueError(
-                f"recipe: model.{key} keeps a part of the backbone as it is, but model.pretrained names no "
-                f"weights; expected weights (such as --set model.pretrained={next(iter(SHIPPED))}), or "
-                f"--set model.{key}={str(getattr(Recipe().model, key)).lower()}"
-            )
-    if recipe.schedule.frozen_epochs and not recipe.model.pretrained:
-        raise ValueError(
-            f"recipe: schedule.frozen_epochs is {recipe.schedule.frozen_epochs}, but model.pretrained names "
-            "no weights, and a frozen network of random weights is of no use; expected weights "
-            f"(such as --set model.pretrained={next(iter(SHIPPED))}) or 0"
-        )
-    preprocess_record(recipe)
-
-
 def _open_data(task: Task, recipe: Recipe, resume: bool, reporter: Reporter) -> Data:
     """Errors: DataError that names the bad files, unless the recipe drops them."""
     exclude: list[Path] = []
@@ -361,25 +339,3 @@ def _loader(
 def _ignore_interrupts(worker: int) -> None:
     """Ctrl-C reaches every process of a terminal; the loop alone decides when workers end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _check_resumed(progress: Progress, steps_per_epoch: int, recipe: Recipe, folder: RunFolder) -> None:
-    """Errors: ValueError for a run whose data are not what they were, or that would end unmeasured."""
-    if progress.steps_per_epoch != steps_per_epoch:
-        raise ValueError(
-            f"{folder.path}: its data have changed: {progress.steps_per_epoch} steps an epoch then, "
-            f"{steps_per_epoch} now; put the pictures back, or train anew, from these weights with "
-            f"--set model.pretrained={folder.path}"
-        )
-    if progress.epoch >= recipe.schedule.epochs and not progress.best_epoch:
-        raise ValueError(
-            f"{folder.path}: {progress.epoch} epochs are done and none is measured yet; expected --epochs of "
-            f"at least {progress.epoch + 1}, as a run measures its last one"
-        )
-
-
-def preprocess_record(recipe: Recipe) -> Preprocess:
-    data = recipe.data
-    size = replace(data, size=data.val_size or data.size).shape
-    mean, std = tuple(data.mean), tuple(data.std)
-    return Preprocess(size, data.resize, data.interpolation, mean, std, data.fit)  # type: ignore[arg-type]

@@ -38,6 +38,8 @@ CLASS_COLUMNS = [
 ]
 EXPORTS = True  # whether `export` writes files of it
 OPTIONS = ("top",)
+MEASURED = ()
+BATCH_SIZE = 64
 TRACK, BAR = (38, 44, 54), (37, 99, 175)
 
 

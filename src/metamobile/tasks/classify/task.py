@@ -75,6 +75,9 @@ class ClassifyTask:
     """See `metamobile.tasks.Task`."""
 
     name = "classify"
+    recipe = "small-data"
+    heads = ()
+    drops_unchecked = False
     data = data_module
     results = results_module
     collate = None

@@ -22,7 +22,6 @@ from metamobile.tasks.names import distinct
 if TYPE_CHECKING:
     from metamobile.data.box_sample import BoxSample
 
-MAIN = "ap"
 IOU = 0.5  # of a box that counts as found, with a score of `CONF`, for everything but COCO's own figures
 CURVES = 20  # classes with a curve of their own
 BACKGROUND = "background"

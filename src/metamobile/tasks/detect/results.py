@@ -43,6 +43,8 @@ CLASS_COLUMNS = [
 
 EXPORTS = False  # whether `export` writes files of it
 OPTIONS = ("conf", "iou")
+MEASURED = ("iou",)
+BATCH_SIZE = 16
 CONF = 0.25  # lowest score of what is shown
 SCORE_NOTE = "F1 of the boxes with a score of at least 0.25"
 

@@ -40,6 +40,9 @@ class DetectTask:
     """See `metamobile.tasks.Task`."""
 
     name = "detect"
+    recipe = "small-detect"
+    heads = tuple(HEADS)
+    drops_unchecked = True  # bad boxes, at reading
     data = data_module
     results = results_module
     ignores = (

@@ -34,6 +34,7 @@ class Augment:
         self.settings, self.record = recipe.augment, record
         self.height, self.width = recipe.data.shape
         self.colours = v2.RandomPhotometricDistort() if recipe.augment.photometric else None
+        self.interpolation = Image.Resampling[record.interpolation.upper()]
         self.mean = torch.tensor(recipe.data.mean).view(3, 1, 1)
         self.std = torch.tensor(recipe.data.std).view(3, 1, 1)
 
@@ -52,7 +53,7 @@ class Augment:
             labels = _resized_part(truth, (width, height), part, Image.Resampling.NEAREST)
             if self._is_varied(labels):
                 break
-        resized = _resized_part(picture, (width, height), part, Image.Resampling.BILINEAR)
+        resized = _resized_part(picture, (width, height), part, self.interpolation)
         pixels = torch.from_numpy(resized.transpose(2, 0, 1).copy())
         target = torch.from_numpy(labels.astype(np.int64))
         if self.colours is not None:

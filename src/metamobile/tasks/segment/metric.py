@@ -17,8 +17,6 @@ from metamobile.data.masks import IGNORED, MaskSample
 from metamobile.tasks.names import distinct
 from metamobile.tasks.segment.results import Segmentation
 
-MAIN = "miou"
-
 
 class Metric:
     """Intersection over union over any number of pictures, from one confusion matrix of all their pixels.

@@ -19,7 +19,7 @@ from PIL import Image, ImageFilter
 
 from metamobile.data.masks import IGNORED
 from metamobile.errors import NotFinite
-from metamobile.files import aside
+from metamobile.files import aside, free_name
 from metamobile.tasks.drawing import Colour, colour, enlarged, with_legend
 from metamobile.tasks.names import distinct
 
@@ -39,7 +39,8 @@ CLASS_COLUMNS = [
     ("precision", "Precision %", "share of the pixels named so that are of this class"),
 ]
 EXPORTS = False  # whether `export` writes files of it
-OPTIONS = ("slide",)
+OPTIONS = MEASURED = ("slide",)
+BATCH_SIZE = 4  # ADE20K at 512x2048 px: 0.6 GB of logits each
 SCORE_NOTE = "mean IoU of the classes in the picture"
 NOT_LABELLED = "not labelled"
 OPACITY = 0.55
@@ -114,11 +115,18 @@ answers = decode  # what the metric takes
 
 
 def configure(runtime: Runtime, *, slide: int | None = None) -> Runtime:
-    """The runtime, in overlapping windows of `slide` pixels if that is given. Errors: ValueError for none."""
+    """The runtime, in overlapping windows of `slide` pixels if that is given.
+
+    They are pixels of the resized picture. Errors: ValueError for none, and for a window that holds it whole.
+    """
     if slide is None:
         return runtime
-    if slide < 1:
-        raise ValueError(f"slide {slide}: expected the side of a window in pixels, such as 512")
+    height, width = runtime.card.preprocess.size
+    if not 1 <= slide < max(height, width):
+        raise ValueError(
+            f"slide {slide}: expected the side of a window in pixels, less than {max(height, width)}, as "
+            f"this model's pictures are resized to {height}x{width}"
+        )
     from metamobile.tasks.segment.slide import Sliding
 
     return Sliding(runtime, slide)
@@ -264,10 +272,7 @@ def save_more(result: Segmentation, drawing: Path) -> None:
 
     With the first number from 2 that no file there has, if that is there already.
     """
-    path, number = drawing.with_name(f"{drawing.stem}_mask.png"), 2
-    while path.exists():
-        path, number = drawing.with_name(f"{drawing.stem}_mask-{number}.png"), number + 1
-    mask_png(result, path)
+    mask_png(result, free_name(drawing.with_name(f"{drawing.stem}_mask.png")))
 
 
 def in_words(result: Segmentation, most: int = 4) -> str:

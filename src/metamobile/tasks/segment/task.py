@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from metamobile.data.loader import TruthDataset
 from metamobile.data.masks import IGNORED, MaskData, MaskSample
 from metamobile.data.preprocess import Preprocess
+from metamobile.models.segmenters import HEADS
 from metamobile.tasks.dense import CLASSIFIERS, build_dense, draw_worst, stack, validation_dataset
 from metamobile.tasks.segment import data as data_module
 from metamobile.tasks.segment import results as results_module
@@ -53,6 +54,9 @@ class SegmentTask:
     """See `metamobile.tasks.Task`."""
 
     name = "segment"
+    recipe = "small-segment"
+    heads = tuple(HEADS)
+    drops_unchecked = False
     data = data_module
     results = results_module
     collate = staticmethod(stack)

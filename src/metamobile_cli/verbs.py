@@ -1,24 +1,30 @@
-"""The command `metamobile`: a verb reads its arguments, calls the function of its name, prints the answer.
-
-This module lies outside the package and imports neither torch nor rich at its top, so that `--help` answers
-at once; a verb imports what it needs. Results go to stdout (tables on a terminal, tab-separated lines in a
-pipe), progress and remarks to stderr.
-
-Exit codes: 0 done; 1 done, but a picture, a file or a gate failed; 2 not done, and one line on stderr says
-why (METAMOBILE_DEBUG=1 shows the traceback); 130 stopped by Ctrl-C.
-"""
+"""The verbs; each imports what it needs, as `--help` needs nothing."""
 
 from __future__ import annotations
 
-import os
-import re
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from typer import Argument, Option
+
+from metamobile_cli.options import (
+    BATCH_SIZE,
+    DATA,
+    DEVICE,
+    IOU,
+    MODEL,
+    SIZE,
+    SLIDE,
+    TASK,
+    WORKERS,
+    complain,
+    given,
+    parse_size,
+    remark,
+    split_commas,
+    split_settings,
+)
 
 DEFAULT_MODEL = "emo_1m.imagenette"
 
@@ -28,19 +34,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-
-study = typer.Typer(help="What the papers claim about the block, measured.")
-app.add_typer(study, name="study")
-
-MODEL = Argument(metavar="MODEL", help="Run folder, model file, exported file or weights by name.")
-DATA = Option(metavar="DATA", help="Folder of pictures with classes, boxes or masks; or: shapes.")
-TASK = Option(metavar="NAME", help="classify, detect or segment.")
-SIZE = Option(metavar="PX", help="Input size in pixels: 128, or 96,160 (height,width).")
-BATCH_SIZE = Option(metavar="N", min=1, help="Pictures at a time.")
-WORKERS = Option(metavar="N", min=0, help="Readers of pictures beside the network; 0: none.")
-IOU = Option(min=0, max=1, metavar="SHARE", help="Of a detector: overlap that drops the worse box.")
-SLIDE = Option(min=32, metavar="PX", help="Of a segmenter: answer in overlapping windows of this side.")
-DEVICE = Option(metavar="NAME", help="Where to compute: auto, cpu, cuda or mps.")
 
 
 def show_version(wanted: bool) -> None:
@@ -207,7 +200,7 @@ def evaluate(
     json: Annotated[Path | None, Option(metavar="FILE", help="Write all figures as JSON.")] = None,
     iou: Annotated[float | None, IOU] = None,
     slide: Annotated[int | None, SLIDE] = None,
-    batch_size: Annotated[int, BATCH_SIZE] = 64,
+    batch_size: Annotated[int | None, BATCH_SIZE] = None,
     workers: Annotated[int, WORKERS] = 0,
     device: Annotated[str, DEVICE] = "auto",
 ) -> None:
@@ -243,7 +236,7 @@ def predict(
     ] = None,
     iou: Annotated[float | None, IOU] = None,
     slide: Annotated[int | None, SLIDE] = None,
-    batch_size: Annotated[int, BATCH_SIZE] = 32,
+    batch_size: Annotated[int | None, BATCH_SIZE] = None,
     workers: Annotated[int, WORKERS] = 1,
     device: Annotated[str, DEVICE] = "auto",
 ) -> None:
@@ -318,93 +311,6 @@ def pull(
     print(f"{path.stem}  {path}")
 
 
-@study.command("complexity")
-def study_complexity(
-    out: Annotated[
-        Path | None, Option(metavar="DIR", help="Write complexity.json and complexity.png here.")
-    ] = None,
-    channels: Annotated[str, Option(metavar="LIST", help="Widths of the modules.")] = "32,64,128,256",
-    sides: Annotated[str, Option(metavar="LIST", help="Sides of the maps.")] = "7,14,28,56",
-    window: Annotated[int, Option(metavar="N", min=1, help="Side of a window.")] = 7,
-    kernel: Annotated[int, Option(metavar="N", min=3, help="Side of a convolution's kernel.")] = 3,
-) -> None:
-    """Parameters, FLOPs and path length of the operators: the papers' formulas, and as measured."""
-    widths, maps = parse_numbers("--channels", channels), parse_numbers("--sides", sides)
-    from metamobile.show import print_operators
-    from metamobile.study.operators import study_complexity
-
-    print_operators(study_complexity(out, channels=widths, sides=maps, window=window, kernel=kernel))
-    if out:
-        remark(f"wrote {out / 'complexity.json'} and {out / 'complexity.png'}")
-
-
-@study.command("criteria")
-def study_criteria(
-    names: Annotated[
-        list[str] | None,
-        Argument(metavar="NAMES", help="Networks, ours or timm's; left out: those of the paper's table."),
-    ] = None,
-    out: Annotated[Path | None, Option(metavar="DIR", help="Write criteria.json here.")] = None,
-) -> None:
-    """What a mobile network should be: the paper's four criteria, marked by counts beside its own marks."""
-    from metamobile.show import print_table
-    from metamobile.study.criteria import study_criteria
-    from metamobile.study.tables import criteria_tables
-
-    for title, columns, rows in criteria_tables(study_criteria(names, out)):
-        print_table(title, columns, rows)
-    if out:
-        remark(f"wrote {out / 'criteria.json'}")
-
-
-def given(**options: object) -> dict[str, Any]:
-    """Those that are not None."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
-@study.command("heads")
-def study_heads(
-    out: Annotated[Path | None, Option(metavar="DIR", help="Write heads.json here.")] = None,
-) -> None:
-    """Detectors and segmenters: parameters and FLOPs beside the papers', each difference named."""
-    from metamobile.show import print_table
-    from metamobile.study.heads import study_heads
-    from metamobile.study.tables import head_table
-
-    print_table(*head_table(study_heads(out)))
-    if out:
-        remark(f"wrote {out / 'heads.json'}")
-
-
-def split_commas(values: Sequence[str]) -> list[str]:
-    """["onnx,openvino", "ncnn"] -> three names."""
-    return [part.strip() for value in values for part in value.split(",") if part.strip()]
-
-
-def split_settings(values: Sequence[str]) -> list[str]:
-    """["a.b=1,c.d=2"] -> two settings. A comma splits only before the next `key=`: lists stay whole."""
-    return [part for value in values for part in re.split(r",(?=\s*[A-Za-z_][\w.]*=)", value)]
-
-
-def parse_numbers(flag: str, text: str) -> list[int]:
-    """ "7,14" -> [7, 14]."""
-    parts = split_commas([text])
-    if not parts or not all(part.isdecimal() for part in parts):
-        raise ValueError(f"{flag} {text!r}: expected whole numbers with commas between them, such as 7,14")
-    return [int(part) for part in parts]
-
-
-def parse_size(text: str | None) -> int | list[int] | None:
-    """ "128" -> 128; "96,160" or "96x160" -> [96, 160] (height, width)."""
-    if text is None:
-        return None
-    parts = text.replace("x", ",").split(",")
-    if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
-        raise ValueError(f"--size {text!r}: expected pixels such as 128, or height,width such as 96,160")
-    sides = [int(part) for part in parts]
-    return sides[0] if len(sides) == 1 else sides
-
-
 def split_model(model: str, pictures: list[str]) -> tuple[str, list[str]]:
     """`predict`'s words told apart. Where the first is a picture, the shipped model answers and is named."""
     from metamobile.data.pictures import PICTURE_SUFFIXES
@@ -427,36 +333,3 @@ def split_model(model: str, pictures: list[str]) -> tuple[str, list[str]]:
             f"no picture given to {model}; expected files, folders, globs, or - for paths from stdin"
         )
     return model, pictures
-
-
-def remark(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
-def complain(text: str) -> None:
-    """One line on stderr that begins with "error:", in red on a terminal."""
-    typer.secho(f"error: {text}", fg="red", err=True)
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Carry out one command line; returns its exit code. What the user can mend is one line, no traceback."""
-    try:
-        code = app(list(arguments) or ["--help"], prog_name="metamobile", standalone_mode=False)
-        return code if isinstance(code, int) else 0
-    except typer.TyperException as error:
-        context = getattr(error, "ctx", None)
-        where = context.command_path if context else "metamobile"
-        complain(f"{error.format_message().rstrip('.')}; see `{where} --help`")
-    except (ValueError, OSError) as error:
-        if os.environ.get("METAMOBILE_DEBUG"):
-            raise
-        complain(str(error))
-    return 2
-
-
-def main() -> None:
-    sys.exit(run(sys.argv[1:]))
-
-
-if __name__ == "__main__":
-    main()

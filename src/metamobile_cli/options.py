@@ -1,0 +1,66 @@
+"""What several verbs share: their options, the forms of their arguments, and words on stderr."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from typer import Argument, Option
+
+MODEL = Argument(metavar="MODEL", help="Run folder, model file, exported file or weights by name.")
+DATA = Option(metavar="DATA", help="Folder of pictures with classes, boxes or masks; or: shapes.")
+TASK = Option(metavar="NAME", help="classify, detect or segment; else found by looking.")
+SIZE = Option(metavar="PX", help="Input size in pixels: 128, or 96,160 (height,width).")
+BATCH_SIZE = Option(metavar="N", min=1, help="Pictures at a time; else as suits the task.")
+WORKERS = Option(metavar="N", min=0, help="Readers of pictures beside the network; 0: none.")
+IOU = Option(min=0, max=1, metavar="SHARE", help="Of a detector: overlap that drops the worse box.")
+SLIDE = Option(
+    min=32, metavar="PX", help="Of a segmenter: overlapping windows of this side of the resized picture."
+)
+DEVICE = Option(metavar="NAME", help="Where to compute: auto, cpu, cuda or mps.")
+
+
+def given(**options: object) -> dict[str, Any]:
+    """Those that are not None."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def split_commas(values: Sequence[str]) -> list[str]:
+    """["onnx,openvino", "ncnn"] -> three names."""
+    return [part.strip() for value in values for part in value.split(",") if part.strip()]
+
+
+def split_settings(values: Sequence[str]) -> list[str]:
+    """["a.b=1,c.d=2"] -> two settings. A comma splits only before the next `key=`: lists stay whole."""
+    return [part for value in values for part in re.split(r",(?=\s*[A-Za-z_][\w.]*=)", value)]
+
+
+def parse_numbers(flag: str, text: str) -> list[int]:
+    """ "7,14" -> [7, 14]."""
+    parts = split_commas([text])
+    if not parts or not all(part.isdecimal() for part in parts):
+        raise ValueError(f"{flag} {text!r}: expected whole numbers with commas between them, such as 7,14")
+    return [int(part) for part in parts]
+
+
+def parse_size(text: str | None) -> int | list[int] | None:
+    """ "128" -> 128; "96,160" or "96x160" -> [96, 160] (height, width)."""
+    if text is None:
+        return None
+    parts = text.replace("x", ",").split(",")
+    if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
+        raise ValueError(f"--size {text!r}: expected pixels such as 128, or height,width such as 96,160")
+    sides = [int(part) for part in parts]
+    return sides[0] if len(sides) == 1 else sides
+
+
+def remark(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def complain(text: str) -> None:
+    """One line on stderr that begins with "error:", in red on a terminal."""
+    typer.secho(f"error: {text}", fg="red", err=True)
