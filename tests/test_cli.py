@@ -24,11 +24,15 @@ VERBS = [
     "train",
     "eval",
     "predict",
+    "explain",
     "export",
     "pull",
+    "study ablate",
     "study complexity",
     "study criteria",
+    "study diagonal",
     "study heads",
+    "study reproduce",
 ]
 HELP = Path(__file__).parent / "data" / "help"
 ENTRY = [sys.executable, "-m", "metamobile_cli"]

@@ -80,6 +80,7 @@ EXPECTED = {
     "fine-tune": replace(
         OURS, pictures=2500, epochs=15, warmup_epochs=1, peak=1e-3, layer_decay=0.75, frozen_epochs=1
     ),
+    "ablate": replace(OURS, epochs=12, warmup_epochs=1, average=0.99),
     "shapes": replace(OURS, size=64, pictures=2000, batch=32, epochs=16, warmup_epochs=1, average=0.98),
 }
 LAYERS = 1 + sum(TINY_ARGS["depths"]) + 1  # of the tiny network: stem, blocks, classifier

@@ -1,7 +1,7 @@
 """metamobile: EMO, light vision models built from a single block.
 
 Importing it registers EMO with timm. The verbs of the command line are functions here: check, train,
-evaluate, predict, export, pull; and load, create_model, and for the Hub from_pretrained,
+evaluate, predict, explain, export, pull; and load, create_model, and for the Hub from_pretrained,
 save_pretrained, push_to_hub.
 """
 
@@ -17,9 +17,13 @@ if TYPE_CHECKING:
     from metamobile.inference.model import from_pretrained, load
     from metamobile.inference.predict import predict
     from metamobile.models.create import create_model
+    from metamobile.study.ablate import ablate as study_ablate
     from metamobile.study.criteria import study_criteria
+    from metamobile.study.diagonal import study_diagonal
+    from metamobile.study.explain.explain import explain
     from metamobile.study.heads import study_heads
     from metamobile.study.operators import study_complexity
+    from metamobile.study.reproduce import reproduce as study_reproduce
     from metamobile.tasks.look import check
     from metamobile.training.train import train
     from metamobile.weights.hub import push_to_hub, save_pretrained
@@ -32,6 +36,7 @@ _WHERE = {
     "create_model": "metamobile.models.create:create_model",
     "eval": "metamobile.inference.evaluate:evaluate",  # the verb's name
     "evaluate": "metamobile.inference.evaluate:evaluate",
+    "explain": "metamobile.study.explain.explain:explain",
     "export": "metamobile.deploy.export:export",
     "from_pretrained": "metamobile.inference.model:from_pretrained",
     "load": "metamobile.inference.model:load",
@@ -39,9 +44,12 @@ _WHERE = {
     "pull": "metamobile.weights.pull:pull",
     "push_to_hub": "metamobile.weights.hub:push_to_hub",
     "save_pretrained": "metamobile.weights.hub:save_pretrained",
+    "study_ablate": "metamobile.study.ablate:ablate",
     "study_complexity": "metamobile.study.operators:study_complexity",
     "study_criteria": "metamobile.study.criteria:study_criteria",
+    "study_diagonal": "metamobile.study.diagonal:study_diagonal",
     "study_heads": "metamobile.study.heads:study_heads",
+    "study_reproduce": "metamobile.study.reproduce:reproduce",
     "train": "metamobile.training.train:train",
 }
 
@@ -49,6 +57,7 @@ __all__ = [
     "check",
     "create_model",
     "evaluate",
+    "explain",
     "export",
     "from_pretrained",
     "load",
@@ -56,9 +65,12 @@ __all__ = [
     "pull",
     "push_to_hub",
     "save_pretrained",
+    "study_ablate",
     "study_complexity",
     "study_criteria",
+    "study_diagonal",
     "study_heads",
+    "study_reproduce",
     "train",
 ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -55,6 +56,32 @@ def parse_size(text: str | None) -> int | list[int] | None:
         raise ValueError(f"--size {text!r}: expected pixels such as 128, or height,width such as 96,160")
     sides = [int(part) for part in parts]
     return sides[0] if len(sides) == 1 else sides
+
+
+def is_picture(word: str) -> bool:
+    """Whether it names pictures or a video, and no model: a file, a folder that is no run, a glob, stdin."""
+    from metamobile.data.pictures import PICTURE_SUFFIXES
+    from metamobile.inference.video import is_video
+
+    path = Path(word)
+    is_run = (path / "metrics.jsonl").is_file() or (path / "model.safetensors").is_file()
+    return (
+        word == "-"
+        or path.suffix.lower() in PICTURE_SUFFIXES
+        or is_video(word)
+        or any(sign in word for sign in "*?[")
+        or (path.is_dir() and not is_run)
+    )
+
+
+def split_models(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Models and pictures among the words. Errors: ValueError where either is missing."""
+    pictures = [word for word in words if is_picture(word)]
+    models = [word for word in words if word not in pictures]
+    if not models or not pictures:
+        what = "picture" if models else "model"
+        raise ValueError(f"no {what} among {', '.join(words)}; expected models, then files, folders or globs")
+    return models, pictures
 
 
 def remark(text: str) -> None:

@@ -20,9 +20,12 @@ from metamobile_cli.options import (
     WORKERS,
     complain,
     given,
+    is_picture,
+    parse_numbers,
     parse_size,
     remark,
     split_commas,
+    split_models,
     split_settings,
 )
 
@@ -298,6 +301,69 @@ def export(
 
 
 @app.command()
+def explain(
+    words: Annotated[
+        list[str], Argument(metavar="MODELS... PICTURES...", help="Models, then pictures, folders or globs.")
+    ],
+    compare: Annotated[
+        bool, Option("--compare", help="A column a network; one without weights here is named and left out.")
+    ] = False,
+    out: Annotated[Path, Option(metavar="DIR", help="Write explain.png and explain.html here.")] = Path(
+        "explain"
+    ),
+    method: Annotated[
+        str, Option(metavar="NAME", help="gradcam, gradcam++, eigencam or scorecam.")
+    ] = "gradcam",
+    target: Annotated[
+        str | None,
+        Option(
+            "--class", metavar="CLASS", help="Name or number, else the best; person:2: its second object."
+        ),
+    ] = None,
+    stage: Annotated[
+        int | None, Option(metavar="N", min=0, max=4, help="What is looked at; else the last map.")
+    ] = None,
+    layer: Annotated[str | None, Option(metavar="NAME", help="A module, in place of a stage.")] = None,
+    point: Annotated[
+        str | None,
+        Option(metavar="X,Y", help="Attention of this pixel of the pictures; else the map's peak."),
+    ] = None,
+    head: Annotated[
+        int | None, Option(metavar="N", min=0, help="One head of the attention; else the mean of all.")
+    ] = None,
+    size: Annotated[str | None, SIZE] = None,
+    device: Annotated[str, DEVICE] = "cpu",
+) -> None:
+    """Draw what models look at: class activation maps, attention in its windows, the receptive field."""
+    pixels = parse_size(size)
+    where = None if point is None else parse_numbers("--point", point)
+    models, pictures = split_models(words)
+    from metamobile.study.explain.explain import explain
+    from metamobile.training.progress import Reporter
+
+    with Reporter().bar(0) as bar:
+        explanation = explain(
+            [] if compare else models,
+            pictures,
+            compare=models if compare else (),
+            out=out,
+            method=method,
+            target=target,
+            stage=stage,
+            layer=layer,
+            point=where,  # type: ignore[arg-type]
+            head=head,
+            size=pixels,  # type: ignore[arg-type]
+            device=device,
+            progress=lambda done, total: bar.move("explaining", done, total),
+        )
+    for note in explanation.notes:
+        remark(note)
+    for path in explanation.files:
+        print(path)
+
+
+@app.command()
 def pull(
     name: Annotated[str, Argument(metavar="NAME", help="Such as emo_5m; `metamobile models` lists them.")],
     source: Annotated[
@@ -313,19 +379,7 @@ def pull(
 
 def split_model(model: str, pictures: list[str]) -> tuple[str, list[str]]:
     """`predict`'s words told apart. Where the first is a picture, the shipped model answers and is named."""
-    from metamobile.data.pictures import PICTURE_SUFFIXES
-    from metamobile.inference.video import is_video
-
-    path = Path(model)
-    is_run = (path / "metrics.jsonl").is_file() or (path / "model.safetensors").is_file()
-    is_picture = (
-        model == "-"
-        or path.suffix.lower() in PICTURE_SUFFIXES
-        or is_video(model)
-        or any(sign in model for sign in "*?[")
-        or (path.is_dir() and not is_run)
-    )
-    if is_picture:
+    if is_picture(model):
         remark(f"no model given, so {DEFAULT_MODEL} answers: it knows ten classes (`metamobile models`)")
         return DEFAULT_MODEL, [model, *pictures]
     if not pictures:

@@ -194,6 +194,11 @@ def irmb(
     if parallel and stride != 1:
         raise ValueError(f"parallel=True needs stride 1, as attention keeps the map; got stride {stride}")
     mid = dim if expand_ratio is None else int(dim * expand_ratio)
+    if attention and order == "after" and mid % (dim // dim_head):
+        raise ValueError(
+            f"order 'after' shares {mid} expanded channels among {dim // dim_head} heads, which do not "
+            f"divide them; give another dim_head than {dim_head}, or order 'before'"
+        )
     keeps_shape = skip and stride == 1 and out_dim == dim
     operator = Cascade(
         WindowAttention(dim, dim_head, window, partition, attn_drop=attn_drop) if attention else None,

@@ -26,6 +26,7 @@ from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, remove_sm
 from metamobile.models.backbone import Backbone
 
 CANDIDATES = 1000  # per level, before suppression
+SMALLEST = 1e-2  # pixels; what lay outside the picture is empty, once cut to it
 
 
 class _Boxes(TypedDict):
@@ -68,6 +69,7 @@ class Detector(nn.Module):
     class_layers: tuple[str, ...] = ()  # how the names of what is new with other classes begin
     head_name = ""
     needs_masks = False
+    exports = False  # whether `export` can write files of it
     finest_stride = 4  # of the backbone's maps that it uses
     least_batch = 1  # pictures that its norms need in training
     backbone: Backbone
@@ -112,6 +114,7 @@ class Detector(nn.Module):
 class OneStage(Detector):
     """A detector that answers for every anchor at once. Heads give `features`, `scores`, `box_losses`."""
 
+    exports = True
     anchor_generator: Any  # torchvision's, as the next three
     head: Any
     box_coder: Any
@@ -148,11 +151,11 @@ class OneStage(Detector):
 
     def dense(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) -> boxes (B, A, 4) within the picture, scores (B, A, K): plain tensors, to export."""
-        boxes, scores, _ = self._dense(images)
+        boxes, scores, _ = self.dense_levels(images)
         return boxes, scores
 
     def detect(self, images: Tensor) -> list[Detection]:
-        boxes, scores, levels = self._dense(images)
+        boxes, scores, levels = self.dense_levels(images)
         return [
             select(
                 *one,
@@ -164,7 +167,8 @@ class OneStage(Detector):
             for one in zip(boxes, scores, strict=True)
         ]
 
-    def _dense(self, images: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+    def dense_levels(self, images: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+        """As `dense`, with the number of anchors of each level."""
         raw = self.raw(images)
         anchors = raw.anchors.repeat(len(images), 1)
         boxes = self.box_coder.decode_single(raw.deltas.flatten(0, 1), anchors).view_as(raw.deltas)
@@ -233,7 +237,7 @@ def select(
         value, best = score[anchor, label].topk(min(CANDIDATES, len(anchor)))
         found.append((box[anchor[best]], value, label[best]))
     box, value, label = (torch.cat(parts) for parts in zip(*found, strict=True))
-    real = remove_small_boxes(box, 1e-2)  # what lay outside is empty, once cut to the picture
+    real = remove_small_boxes(box, SMALLEST)
     box, value, label = box[real], value[real], label[real]
     keep = batched_nms(box, value, label, nms_thresh)[:limit]
     return {"boxes": box[keep], "scores": value[keep], "labels": label[keep]}

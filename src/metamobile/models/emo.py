@@ -28,7 +28,8 @@ from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_c
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from metamobile.models.blocks import ConvNormAct, MetaMobileBlock, batch_norm, irmb, layer_norm
+from metamobile.errors import nearest
+from metamobile.models.blocks import ConvNormAct, Layer, MetaMobileBlock, batch_norm, irmb, layer_norm
 from metamobile.models.operators import WindowAttention
 from metamobile.models.pretrained import pretrained_overlay
 from metamobile.models.variants import VARIANTS
@@ -36,6 +37,9 @@ from metamobile.weights.published import PUBLISHED
 
 REDUCTIONS = (2, 4, 8, 16, 32)
 PUBLISHED_WINDOW = 7
+NORMS: dict[str, Layer] = {"batch": batch_norm, "layer": layer_norm}
+ACTS: dict[str, Layer] = {"silu": nn.SiLU, "gelu": nn.GELU}
+HALVING_KERNEL = 5  # of the blocks that take the stride, in a network without other depthwise convolutions
 
 Window = int | tuple[int, int]
 WindowSize = Window | str | Sequence[Window]
@@ -47,6 +51,11 @@ class EMO(nn.Module):
     Per-stage arguments have four entries, for stages 1 to 4. `window_size` is one side for all stages
     (7: the published function), "auto" for sides that divide the maps of `img_size`, or four sides or pairs.
     `num_classes=0` gives the pooled features. Errors: ValueError for settings that do not fit together.
+
+    What the papers vary, all of it as published unless given: `conv` False leaves the depthwise convolutions
+    out, the stem's too, but for those that take a stride, which are 5x5 then; `dilation` spreads all
+    depthwise convolutions of stages 1 to 4; `norms` ("batch", "layer") come first in a block and `acts`
+    ("silu", "gelu") follow its expansion; `parallel` sums attention and convolution where a block has both.
     """
 
     def __init__(
@@ -65,6 +74,11 @@ class EMO(nn.Module):
         img_size: int | tuple[int, int] | None = None,
         partition: str = "strided",
         order: str = "before",
+        conv: bool = True,
+        dilation: int = 1,
+        norms: Sequence[str] = ("batch", "batch", "layer", "layer"),
+        acts: Sequence[str] = ("silu", "silu", "gelu", "gelu"),
+        parallel: bool = False,
         layer_scale: float | None = None,
         num_classes: int = 1000,
         in_chans: int = 3,
@@ -79,16 +93,17 @@ class EMO(nn.Module):
         self.global_pool = global_pool
         self.grad_checkpointing = False
         self.window_size = resolve_windows(window_size, img_size)
+        norm_layers, act_layers = _layers("norms", norms, NORMS), _layers("acts", acts, ACTS)
 
         # drop path grows linearly over the blocks of stages 1 to 4; the stem has none
         rates = torch.linspace(0, drop_path_rate, sum(depths)).tolist()
-        stages: list[nn.Module] = [stem(in_chans, stem_dim, stem_se, stem_act)]
+        stages: list[nn.Module] = [stem(in_chans, stem_dim, stem_se, stem_act, conv)]
         dim = stem_dim
         for stage in range(4):
-            early = stage < 2
             blocks = []
             for index in range(depths[stage]):
                 down = index == 0
+                attends = attention[stage] and not down
                 blocks.append(
                     irmb(
                         dim,
@@ -96,14 +111,17 @@ class EMO(nn.Module):
                         # the block that takes the stride has no attention and expands twice as far
                         expand_ratio=expand_ratios[stage] * (2 if down else 1),
                         stride=2 if down else 1,
-                        attention=attention[stage] and not down,
-                        kernel_size=kernels[stage],
+                        attention=attends,
+                        conv=conv or down,
+                        kernel_size=kernels[stage] if conv else HALVING_KERNEL,
+                        dilation=dilation,
                         dim_head=head_dims[stage],
                         window=self.window_size[stage],
                         partition=partition,
                         order=order,
-                        norm=batch_norm if early else layer_norm,
-                        act=nn.SiLU if early else nn.GELU,
+                        parallel=parallel and attends and conv,
+                        norm=norm_layers[stage],
+                        act=act_layers[stage],
                         drop_path=rates[sum(depths[:stage]) + index],
                         attn_drop=attn_drop_rate,
                         layer_scale=layer_scale,
@@ -203,16 +221,30 @@ class EMO(nn.Module):
         return set()
 
 
-def stem(in_chans: int, dim: int, se: bool = True, act: bool = False) -> nn.Sequential:
+def stem(in_chans: int, dim: int, se: bool = True, act: bool = False, conv: bool = True) -> nn.Sequential:
     """Stage 0: 3x3 convolution of stride 2 with batch norm, then a block without expansion.
 
     EMO has squeeze-and-excite here and nowhere else, and *no* activation after the convolution; EMOv2 has
-    SiLU there and no squeeze-and-excite. Source: official configurations.
+    SiLU there and no squeeze-and-excite. Without `conv` the block is its 1x1 convolution alone.
+    Source: official configurations.
     """
     return nn.Sequential(
         ConvNormAct(in_chans, dim, 3, 2, norm=batch_norm, act=nn.SiLU if act else None),
-        irmb(dim, expand_ratio=None, attention=False, se=se, norm=None, skip=False),
+        irmb(dim, expand_ratio=None, attention=False, conv=conv, se=se, norm=None, skip=False),
     )
+
+
+def _layers(what: str, names: Sequence[str], known: dict[str, Layer]) -> list[Layer]:
+    """The layers of stages 1 to 4 by their names. Errors: ValueError for a wrong number, an unknown name."""
+    if isinstance(names, str) or len(names) != 4:
+        raise ValueError(
+            f"{what} is {names!r}; expected four names, one for each stage, of {', '.join(known)}"
+        )
+    for name in names:
+        if name not in known:
+            near = nearest(name, known)
+            raise ValueError(f"{what} has {name!r}, which is unknown; known are {', '.join(known)}{near}")
+    return [known[name] for name in names]
 
 
 def _init_weights(module: nn.Module) -> None:

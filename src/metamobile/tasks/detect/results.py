@@ -41,7 +41,7 @@ CLASS_COLUMNS = [
     ("precision", "Precision %", "share of the boxes named so, with at least that score, that are right"),
 ]
 
-EXPORTS = False  # whether `export` writes files of it
+EXPORTS = True  # whether `export` writes files of it
 OPTIONS = ("conf", "iou")
 MEASURED = ("iou",)
 BATCH_SIZE = 16

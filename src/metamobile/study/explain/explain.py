@@ -1,0 +1,301 @@
+"""`metamobile explain`: what networks look at in pictures, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from metamobile.data.pictures import find_pictures, read_picture
+from metamobile.data.preprocess import preprocess
+from metamobile.errors import PictureError
+from metamobile.files import aside, write_text
+from metamobile.inference.model import Model
+from metamobile.study.explain.attention import AttentionMap, attention_layers, attention_maps
+from metamobile.study.explain.cam import (
+    METHODS,
+    activation_map,
+    choose_layer,
+    correlation_with_shuffled,
+    find_method,
+    load_method,
+)
+from metamobile.study.explain.frame import Floats, Frame, centre_of, enlarge, make_frame
+from metamobile.study.explain.receptive import ReceptiveField, receptive_field
+from metamobile.study.explain.subject import (
+    AnyModel,
+    Subject,
+    find_layer,
+    find_stage,
+    is_known,
+    last_map,
+    open_subject,
+)
+from metamobile.study.explain.target import NothingFound, Target, ask
+
+Point = tuple[float, float]
+Size = int | tuple[int, int]
+MOST = 12  # pictures in a figure
+ALIKE = 0.5  # rank correlation with maps of shuffled weights from which on it is told
+
+
+@dataclass(eq=False)
+class Row:
+    """One network on one picture. `cam` (r, c) at the positions of `layer`, `heat` (h, w) the same at the
+    pixels of the network's input, both from 0 to 1; `frame.place` puts such a map on the picture. `point`
+    (x, y), in pixels of the picture, is whose attention is shown. `correlation` is the rank correlation of
+    `cam` with maps of the network after its weights were shuffled."""
+
+    picture: str
+    frame: Frame
+    target: Target
+    layer: str
+    cam: Floats
+    heat: Floats
+    point: Point
+    attention: list[AttentionMap]
+    correlation: float | None
+
+    def on_picture(self, values: NDArray[Any]) -> NDArray[Any]:
+        """(h, w) -> (H, W) at the picture's own pixels, NaN where the network saw nothing."""
+        return self.frame.place(values)
+
+
+@dataclass(eq=False)
+class Explained:
+    """One network: a row a picture, None where nothing was found; why there is no attention, if so; the
+    effective receptive field over all pictures, or None."""
+
+    name: str
+    task: str
+    size: tuple[int, int]
+    rows: list[Row | None]
+    no_attention: str = ""
+    field: ReceptiveField | None = None
+
+
+@dataclass(eq=False)
+class Explanation:
+    """All networks on the same `pictures`; `notes` name what was left out and why, `files` what was
+    written."""
+
+    method: str
+    pictures: list[str]
+    models: list[Explained]
+    compares: bool
+    notes: list[str] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+
+    @property
+    def method_name(self) -> str:
+        return METHODS[self.method][1]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is shown, as `explain` takes it."""
+
+    method: str
+    target: str | int | None
+    stage: int | None
+    layer: str | None
+    point: Point | None
+    head: int | None
+    check: bool
+
+
+def explain(
+    models: AnyModel | Sequence[AnyModel],
+    pictures: str | Path | Sequence[str | Path],
+    *,
+    out: str | Path | None = "explain",
+    compare: str | Sequence[str] = (),
+    method: str = "gradcam",
+    target: str | int | None = None,
+    stage: int | None = None,
+    layer: str | None = None,
+    point: Point | None = None,
+    head: int | None = None,
+    size: Size | None = None,
+    check: bool = True,
+    device: str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> Explanation:
+    """Draw what models look at: a class activation map, the attention of a point in its windows, and the
+    effective receptive field. Writes explain.png and explain.html into the folder `out`.
+
+    `models` are what `metamobile.load` takes, or PyTorch modules; `pictures` files, folders or globs, of
+    which the first 12 are shown. `compare` names more networks, ours or timm's: the figure then has a column
+    a network, as in the article; one without weights here is named in `notes` and left out.
+
+    `method` is gradcam, gradcam++, eigencam or scorecam. `target` is a class by name or number, and of a
+    detector "person:2" the second-best person; left out, what is answered: the best class, object, or the
+    class of most pixels. `stage` (0 to 4, stride 2^(k+1)) or `layer`, a module's name, is what is looked at;
+    left out, it is the last map, and for attention the last stage with several windows. `point` is (x, y) in
+    pixels of each picture; left out, the map's peak. `head` is one head of the attention; left out, the mean
+    of all. `size` is the pictures' side, or (height, width), if not the model's own. `check` compares each
+    map with those of shuffled weights. `progress` gets (done, in all).
+
+    Errors: ValueError for a model that cannot be opened, an exported file, a class, stage, layer, head or
+    point that is not there, or where nothing is left to show, and without the package grad-cam.
+    """
+    options = Options(find_method(method), target, stage, layer, point, head, check)
+    load_method(options.method)
+    if stage is not None and layer is not None:
+        raise ValueError(f"stage {stage} and layer {layer} are both given; expected one of them")
+    given = [models] if isinstance(models, str | Path | Model | nn.Module) else list(models)
+    others = [compare] if isinstance(compare, str) else list(compare)
+    if not given and not others:
+        raise ValueError("no model was given; expected a run folder, weights, or a name")
+    paths = find_pictures([pictures] if isinstance(pictures, str | Path) else pictures)
+    read, notes = read_pictures(paths)
+    result = Explanation(options.method, [str(path) for path, _ in read], [], bool(others), notes)
+    if options.method == "eigencam" and target is not None:
+        notes.append("eigencam looks at no class: the class given has no effect on the map")
+    steps = (len(given) + len(others)) * len(read)
+    for index, model in enumerate([*given, *others]):
+        subject = open_or_note(model, index, size, device, notes, may_lack=index >= len(given))
+        if subject is None:
+            continue
+
+        def tell(done: int, before: int = index * len(read)) -> None:
+            if progress is not None:
+                progress(before + done, steps)
+
+        result.models.append(explain_model(subject, read, options, notes, tell))
+    if not any(row for one in result.models for row in one.rows):
+        raise ValueError(f"nothing is left to show: {'; '.join(notes)}")
+    if out is not None:
+        write(result, [picture for _, picture in read], Path(out))
+    return result
+
+
+def read_pictures(paths: Sequence[Path]) -> tuple[list[tuple[Path, Image.Image]], list[str]]:
+    """The first `MOST`, and a note on each that cannot be read and on those left out. Errors: ValueError
+    for none."""
+    read, notes = [], []
+    if len(paths) > MOST:
+        notes.append(f"{len(paths)} pictures were given; the first {MOST} are shown")
+    for path in paths[:MOST]:
+        try:
+            read.append((path, read_picture(path)))
+        except PictureError as error:
+            notes.append(str(error))
+    if not read:
+        raise ValueError(f"none of {len(paths)} pictures can be read; the first: {notes[-1]}")
+    return read, notes
+
+
+def open_or_note(
+    model: AnyModel, index: int, size: Size | None, device: str, notes: list[str], may_lack: bool
+) -> Subject | None:
+    """The model; or None and a note, for one that `may_lack` its weights, or that nobody here knows."""
+    if may_lack and isinstance(model, str) and not is_known(model):
+        notes.append(f"{model}: left out, as neither timm nor metamobile has a network of that name")
+        return None
+    try:
+        return open_subject(model, index, size, device)
+    except ValueError as error:
+        if not may_lack:
+            raise
+        notes.append(f"left out: {error}")
+        return None
+
+
+def explain_model(
+    subject: Subject,
+    pictures: Sequence[tuple[Path, Image.Image]],
+    options: Options,
+    notes: list[str],
+    tell: Callable[[int], None],
+) -> Explained:
+    """All pictures of one network."""
+    device = next(subject.network.parameters()).device
+    inputs = [torch.from_numpy(preprocess(p, subject.record))[None].to(device) for _, p in pictures]
+    result = Explained(subject.name, subject.task, subject.record.size, [])
+    result.no_attention = attention_reason(subject)
+    for done, ((path, picture), x) in enumerate(zip(pictures, inputs, strict=True), 1):
+        frame = make_frame(picture, subject.record, (x.shape[-2], x.shape[-1]))
+        try:
+            result.rows.append(explain_picture(subject, x, str(path), frame, options))
+        except NothingFound as error:
+            result.rows.append(None)
+            notes.append(f"{subject.name}, {path}: {error}")
+        tell(done)
+    shown = [row for row in result.rows if row]
+    if shown and not result.no_attention and not any(row.attention for row in shown):
+        result.no_attention = "no window attention in this stage or layer"
+    if options.head is not None and result.no_attention:
+        notes.append(f"{subject.name}: head {options.head} has no effect, as there is {result.no_attention}")
+    notes += [
+        f"{subject.name}, {row.picture}: the map is empty, as nothing in {row.layer} speaks for "
+        f"{row.target.label}"
+        for row in shown
+        if not row.cam.any()
+    ]
+    notes += [
+        f"{subject.name}, {row.picture}: the map resembles those of shuffled weights (rank correlation "
+        f"{row.correlation:.2f}), so that it shows less what was learned than where the picture has something"
+        for row in shown
+        if row.correlation is not None and row.correlation >= ALIKE
+    ]
+    if shown:
+        result.field = receptive_field(subject, field_layer(subject, options, inputs[0]), inputs)
+    return result
+
+
+def attention_reason(subject: Subject) -> str:
+    """Why there is no attention to show, or ""."""
+    return "" if attention_layers(subject) else "no window attention in this network"
+
+
+def field_layer(subject: Subject, options: Options, x: Tensor) -> str:
+    """The layer or stage given, else the network's last stage."""
+    if options.layer is not None:
+        return options.layer
+    return last_map(subject, x) if options.stage is None else find_stage(subject, options.stage)
+
+
+def explain_picture(subject: Subject, x: Tensor, picture: str, frame: Frame, options: Options) -> Row:
+    """One network on one picture (1, 3, h, w)."""
+    question = ask(subject, x, options.target)
+    name = choose_layer(subject, question, x, options.stage, options.layer)
+    layer = find_layer(subject, name)
+    cam = activation_map(subject, question, layer, x, options.method)
+    correlation = (
+        correlation_with_shuffled(subject, question, layer, x, options.method, cam) if options.check else None
+    )
+    padded = subject.padded(frame.shape)
+    point = options.point or frame.to_picture(*peak(cam, padded, frame.shape))
+    at = frame.to_input(*point)
+    maps = attention_maps(subject, x, at, stage=options.stage, layer=options.layer, head=options.head)
+    heat = enlarge(cam, padded)[: frame.shape[0], : frame.shape[1]]
+    return Row(picture, frame, question.target, name, cam, heat, point, maps, correlation)
+
+
+def peak(cam: Floats, padded: tuple[int, int], shape: tuple[int, int]) -> Point:
+    """The middle (x, y) of the position with the largest value, in pixels of the input of `shape`, which the
+    map covers up to `padded`; of an empty map, the picture's middle."""
+    if not cam.any():
+        return shape[1] / 2, shape[0] / 2
+    row, column = divmod(int(cam.argmax()), cam.shape[1])
+    x, y = centre_of(column, padded[1], cam.shape[1]), centre_of(row, padded[0], cam.shape[0])
+    return min(x, shape[1] - 0.5), min(y, shape[0] - 0.5)
+
+
+def write(result: Explanation, pictures: Sequence[Image.Image], folder: Path) -> None:
+    """explain.png and explain.html."""
+    from metamobile.study.explain.figure import draw
+    from metamobile.study.explain.page import render
+
+    image, page = folder / "explain.png", folder / "explain.html"
+    with aside(image) as path:
+        draw(result, pictures).savefig(path, format="png", dpi=150)
+    write_text(page, render(result, image.read_bytes()))
+    result.files = [image, page]
