@@ -336,9 +336,13 @@ def explain(
 ) -> None:
     """Draw what models look at: class activation maps, attention in its windows, the receptive field."""
     pixels = parse_size(size)
-    where = None if point is None else parse_numbers("--point", point)
+    where = None if point is None else tuple(parse_numbers("--point", point))
+    if where is not None and len(where) != 2:
+        raise ValueError(f"--point {point!r}: expected x,y in pixels, such as 120,80")
     models, pictures = split_models(words)
+    from metamobile.show import print_table
     from metamobile.study.explain.explain import explain
+    from metamobile.study.explain.page import explain_tables
     from metamobile.training.progress import Reporter
 
     with Reporter().bar(0) as bar:
@@ -351,16 +355,16 @@ def explain(
             target=target,
             stage=stage,
             layer=layer,
-            point=where,  # type: ignore[arg-type]
+            point=where,
             head=head,
-            size=pixels,  # type: ignore[arg-type]
+            size=(pixels[0], pixels[1]) if isinstance(pixels, list) else pixels,
             device=device,
             progress=lambda done, total: bar.move("explaining", done, total),
         )
-    for note in explanation.notes:
-        remark(note)
-    for path in explanation.files:
-        print(path)
+    for table in explain_tables(explanation):
+        print_table(*table)
+    for line in (*explanation.notes, *(f"wrote {path}" for path in explanation.files)):
+        remark(line)
 
 
 @app.command()

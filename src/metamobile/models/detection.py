@@ -170,7 +170,7 @@ class OneStage(Detector):
     def dense_levels(self, images: Tensor) -> tuple[Tensor, Tensor, list[int]]:
         """As `dense`, with the number of anchors of each level."""
         raw = self.raw(images)
-        anchors = raw.anchors.repeat(len(images), 1)
+        anchors = raw.anchors.repeat(images.shape[0], 1)  # len() would bake the batch size into an export
         boxes = self.box_coder.decode_single(raw.deltas.flatten(0, 1), anchors).view_as(raw.deltas)
         return clip_boxes_to_image(boxes, images.shape[-2:]), self.scores(raw.logits), raw.levels
 
