@@ -109,7 +109,8 @@ def study_ablate(
     for title, columns, rows in ablation_tables(ablation):
         print_table(title, columns, rows)
     if out or not dry_run:
-        remark(f"wrote {ablation.folder / 'ablation.json'}, .md and .png")
+        plot = " and .png" if (ablation.folder / "ablation.png").is_file() else ""
+        remark(f"wrote {ablation.folder / 'ablation.json'}, .md{plot}")
 
 
 @study.command("diagonal")
