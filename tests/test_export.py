@@ -68,7 +68,7 @@ def test_a_sound_file_passes(run: Path, exported: list) -> None:
     assert gate.path == run / "model.onnx"
     assert sorted(path.name for path in run.iterdir()) == ["model.onnx", "model.safetensors"]
     assert [row.batch_size for row in gate.rows] == [1, 3, 8]
-    assert (gate.pictures, gate.top1_agreement) == (PICTURES, 1)
+    assert (gate.pictures, gate.agreement) == (PICTURES, 1)
     assert 0 < gate.relative < 1e-5
     assert gate.mean_diff < gate.max_diff
     json.dumps(gate.to_dict())
@@ -140,7 +140,7 @@ def test_the_gate_finds_a_batch_size_that_was_baked_in(reference: TorchRuntime, 
             return super().run(batch)
 
     gate = compare(reference, OnlyOne(reference.network, reference.card), pictures[:9])
-    assert [row.top1_agreement for row in gate.rows] == [1, 0, 0]
+    assert [row.agreement for row in gate.rows] == [1, 0, 0]
     assert gate.problems == ["batch 3: expected 1 picture", "batch 8: expected 1 picture"]
 
 
@@ -150,7 +150,7 @@ def test_the_gate_finds_values_that_are_not_finite(reference: TorchRuntime, pict
             return np.full((len(batch), 3), np.nan, np.float32)
 
     gate = compare(reference, Silent(reference.network, reference.card), pictures[:9])
-    assert (gate.passed, gate.max_diff, gate.top1_agreement) == (False, np.inf, 0)
+    assert (gate.passed, gate.max_diff, gate.agreement) == (False, np.inf, 0)
     assert gate.problems[0] == "batch 1: some logits are not finite"
 
 
@@ -178,7 +178,7 @@ def test_a_choice_between_equals_is_no_difference() -> None:
         near = compare(Fixed([1.0, 1.00001, 0.0]), Fixed([1.00001, 1.0, 0.0]), [picture])
         far = compare(Fixed([1.0, 1.01, 0.0]), Fixed([1.01, 1.0, 0.0]), [picture])
     assert near.passed
-    assert (far.passed, far.top1_agreement) == (False, 0)
+    assert (far.passed, far.agreement) == (False, 0)
 
 
 def test_a_file_that_fails_is_removed_or_marked(

@@ -17,21 +17,16 @@ if TYPE_CHECKING:
 
 def print_gate(gate: GateResult) -> None:
     """What was compared, the differences for each batch size, and the verdict."""
-    print(f"{gate.runtime} against PyTorch on {gate.pictures} pictures: {gate.source}")
-    print_table(
-        "",
-        [">batch", ">largest difference", ">of the largest logit", ">mean difference", ">same top-1"],
-        [
-            [
-                f"{row.batch_size}",
-                f"{row.max_diff:.2e}",
-                f"{row.max_diff / gate.scale:.1e}",
-                f"{row.mean_diff:.2e}",
-                f"{100 * row.top1_agreement:.1f} %",
-            ]
-            for row in gate.rows
-        ],
-    )
+    boxes = f", {gate.boxes:,} boxes" if gate.boxes else ""
+    print(f"{gate.runtime} against PyTorch on {gate.pictures} pictures{boxes}: {gate.source}")
+    columns, rows = [">batch", ">largest difference"], []
+    if gate.share_of:
+        columns.append(f">of {gate.share_of}")
+    for row in gate.rows:
+        share = [f"{row.max_diff / gate.scale:.1e}"] if gate.share_of else []
+        agreement = f"{100 * row.agreement:.1f} %"
+        rows.append([f"{row.batch_size}", f"{row.max_diff:.2e}", *share, f"{row.mean_diff:.2e}", agreement])
+    print_table("", [*columns, ">mean difference", f">{gate.same}"], rows)
     if gate.passed:
         size = gate.path.stat().st_size / 1e6
         typer.secho(f"PASS  {gate.path}, {size:.1f} MB", fg="green")

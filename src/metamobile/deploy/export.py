@@ -46,8 +46,9 @@ def export(
 
     A file that passes its gate takes its name; one that fails is removed, or with `keep` stays as
     *.unverified.* and says so in its metadata. `verify` holds the pictures (see `pick_pictures`); `size`
-    (pixels, or height and width) overrides the model's own. Errors: ValueError for an unknown name, a missing
-    package, or a file that its runtime cannot open.
+    (pixels, or height and width) overrides the model's own. A file takes pictures of one shape: see
+    `of_one_shape`. Errors: ValueError for an unknown name, a missing package, a model that cannot be exported
+    (Mask R-CNN), or a file that its runtime cannot open.
     """
     names = [to] if isinstance(to, str) else list(to)
     for name in names:
@@ -56,13 +57,15 @@ def export(
                 f"no exporter is called {name!r}; there are {', '.join(EXPORTERS)}{nearest(name, EXPORTERS)}"
             )
     network, card = load_network(model)
-    if not get_results(card.task).EXPORTS:
+    if not (get_results(card.task).EXPORTS and getattr(network, "exports", True)):
+        head = getattr(network, "head_name", card.task)
         raise ValueError(
-            f"{model}: models that {card.task} cannot be exported so far; `metamobile predict` runs the run "
+            f"{model}: a model with the head {head} cannot be exported; `metamobile predict` runs the run "
             "folder or its .safetensors file as it is"
         )
     if size is not None:
         card = at_size(card, size)
+    card = of_one_shape(card, model)
     pictures, source = pick_pictures(card, verify)
     reference = TorchRuntime(network, card)
     return [
@@ -117,3 +120,19 @@ def at_size(card: Card, size: int | Sequence[int]) -> Card:
     if resize is not None:
         resize = round(resize * max(height, width) / max(old.size))
     return replace(card, preprocess=replace(old, size=(height, width), resize=resize))
+
+
+def of_one_shape(card: Card, model: str | Path = "") -> Card:
+    """The card with pictures of one shape; says so where that changes what the network sees."""
+    record = card.preprocess
+    if record.fit != "inside":
+        return card
+    height, width = record.size
+    logging.getLogger(__name__).warning(
+        "%s: the file resizes every picture to exactly %dx%d; the run keeps each picture's form (--size H,W "
+        "sets another)",
+        model,
+        height,
+        width,
+    )
+    return replace(card, preprocess=replace(record, fit="stretch"))

@@ -1,7 +1,7 @@
 """The gate behind every export: real pictures through PyTorch and through the exported file, compared.
 
 Each side preprocesses with its own card, so that a wrong record in the file is found as a wrong graph is.
-P pictures, K classes.
+P pictures; what is compared is in `comparisons`.
 """
 
 from __future__ import annotations
@@ -18,29 +18,21 @@ import numpy as np
 from metamobile.data.pictures import find_pictures, read_picture
 from metamobile.data.preprocess import Preprocess, preprocess
 from metamobile.data.shapes import folder as shapes_folder
-from metamobile.deploy.runtimes import Logits, Pixels, Runtime
+from metamobile.deploy.comparisons import BoxComparison, Comparison, GateRow, comparison_of
+from metamobile.deploy.runtimes import Pixels, Runtime
 from metamobile.errors import PictureError
+from metamobile.tasks import get_data
+from metamobile.tasks.look import find_task
 from metamobile.weights.card import Card
 
 PICTURES = 64
 BATCH_SIZES = (1, 3, 8)  # a batch size baked into a reshape shows at the second
-TOLERANCE = 1e-4  # of the largest reference logit; float32 graphs differ by about 1e-6
-
-
-@dataclass
-class GateRow:
-    """One batch size: differences between logits, and the share of pictures with the same best class."""
-
-    batch_size: int
-    max_diff: float
-    mean_diff: float
-    top1_agreement: float
 
 
 @dataclass
 class GateResult:
-    """What the gate saw. `relative` is `max_diff` over the largest absolute reference logit, `scale`;
-    `spread` is how far a reference logit lies at most from its mean over the pictures.
+    """What the gate saw. `agreement` is the share of what `same` says; `relative` is `max_diff` over `scale`,
+    the largest absolute reference logit, or 1 for boxes; `spread` is how far the reference's answers range.
 
     `path` is the file, or where it would be had it passed; `problems` say why it did not.
     """
@@ -53,9 +45,12 @@ class GateResult:
     mean_diff: float
     scale: float
     spread: float
-    top1_agreement: float
+    agreement: float
     rows: list[GateRow] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    same: str = "same top-1"
+    share_of: str = "the largest logit"  # what a difference is told as a share of; nothing for boxes
+    boxes: int = 0  # that the reference found
 
     @property
     def relative(self) -> float:
@@ -77,35 +72,53 @@ def compare(
     path: Path = Path(),
     source: str = "",
     batch_sizes: Sequence[int] = BATCH_SIZES,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
 ) -> GateResult:
     """Run all pictures through both, once for each batch size; never raises for a candidate that differs.
 
-    It passes where classes are the same, the largest difference is at most `tolerance` of the largest
-    reference logit, and every picture has the same best class (of two that lie nearer than that, either).
+    It passes where classes and preprocessing are the same, and the answers: of logits the largest difference
+    is at most `tolerance` (1e-4) of the largest reference logit, and every picture, or every pixel, has the
+    same best class (of two that lie nearer than that, either); of boxes 99.5 % are the same within
+    `tolerance` (1e-3) of a score and of the picture's side. Errors: ValueError where the reference gives
+    nothing to compare with.
     """
-    ours = _pixels(pictures, reference.card.preprocess)
-    theirs = ours
-    if candidate.card.preprocess != reference.card.preprocess:
-        theirs = _pixels(pictures, candidate.card.preprocess)
-    expected = _run(reference, ours, max(batch_sizes))
-    scale = float(np.abs(expected).max())
-    if not math.isfinite(scale) or not scale:
+    record, other = reference.card.preprocess, candidate.card.preprocess
+    kind: Comparison | None = None
+    broken: dict[int, str] = {}
+    step = max(batch_sizes)
+    for start in range(0, len(pictures), step):  # a chunk at a time: a segmenter's answers are large
+        chunk = pictures[start : start + step]
+        ours = _pixels(chunk, record)
+        theirs = ours if other == record else _pixels(chunk, other)
+        expected = reference.run(ours)
+        if kind is None:
+            kind = comparison_of(expected, reference, max(ours.shape[2:]), tolerance)
+        kind.see(expected)
+        for size in batch_sizes:
+            if size in broken:
+                continue
+            try:
+                wrong = kind.add(size, expected, _run(candidate, theirs, size))
+            except ValueError as error:  # a batch or picture size that the file does not take
+                wrong = str(error)
+            if wrong:
+                broken[size] = wrong
+    assert kind is not None
+    if kind.nothing():
         raise ValueError(
-            f"the network itself answers {scale} on pictures from {source}; nothing to compare with"
+            f"{kind.nothing()} on pictures from {source}; nothing to compare with: give the gate pictures of "
+            "what it was trained for"
         )
-    spread = float(np.abs(expected - expected.mean(axis=0)).max())
-    if len(pictures) > 1 and spread < 0.01 * scale:
-        logging.getLogger(__name__).warning(
-            "the network answers nearly the same for every picture, the gate can find little; is it trained?"
-        )
+    if len(pictures) > 1 and kind.little():
+        logging.getLogger(__name__).warning("the gate can find little: %s", kind.little())
 
     rows, problems = [], []
     for size in batch_sizes:
-        row, found = _compare_batches(expected, candidate, theirs, size, scale, tolerance)
+        row = GateRow(size, math.inf, math.inf, 0.0) if size in broken else kind.row(size)
         rows.append(row)
-        problems += found
-    if candidate.card.preprocess != reference.card.preprocess:
+        found = [broken[size]] if size in broken else kind.problems(row)
+        problems += [f"batch {size}: {problem}" for problem in found]
+    if other != record:
         problems.append("the file's preprocessing record is not the model's")
     if (candidate.card.classes, candidate.card.names) != (reference.card.classes, reference.card.names):
         problems.append("the file's classes are not the model's")
@@ -116,41 +129,15 @@ def compare(
         source,
         max_diff=max(row.max_diff for row in rows),
         mean_diff=max(row.mean_diff for row in rows),
-        scale=scale,
-        spread=spread,
-        top1_agreement=min(row.top1_agreement for row in rows),
+        scale=kind.scale,
+        spread=kind.spread,
+        agreement=min(row.agreement for row in rows),
         rows=rows,
         problems=problems,
+        same=kind.same,
+        share_of=kind.share_of,
+        boxes=kind.boxes if isinstance(kind, BoxComparison) else 0,
     )
-
-
-def _compare_batches(
-    expected: Logits, candidate: Runtime, pixels: Pixels, size: int, scale: float, tolerance: float
-) -> tuple[GateRow, list[str]]:
-    """One batch size: its figures, and what is wrong with them."""
-    nothing = GateRow(size, math.inf, math.inf, 0.0)
-    try:
-        found = _run(candidate, pixels, size)
-    except ValueError as error:  # a batch or picture size that the file does not take
-        return nothing, [f"batch {size}: {error}"]
-    if found.shape != expected.shape:
-        return nothing, [f"batch {size}: the answer has shape {found.shape}, expected {expected.shape}"]
-    if not np.isfinite(found).all():
-        return nothing, [f"batch {size}: some logits are not finite"]
-    difference = np.abs(found - expected)
-    # how far the class that the candidate chose lies below the reference's best
-    lost = expected.max(axis=1) - expected[np.arange(len(expected)), found.argmax(axis=1)]
-    agreement = float((lost <= tolerance * scale).mean())
-    row = GateRow(size, float(difference.max()), float(difference.mean()), agreement)
-    problems = []
-    if row.max_diff > tolerance * scale:
-        problems.append(
-            f"batch {size}: logits differ by {row.max_diff:.2e}, which is {row.max_diff / scale:.1e} "
-            f"of the largest; allowed is {tolerance:.0e}"
-        )
-    if agreement < 1:
-        problems.append(f"batch {size}: the best class is the same for {agreement:.1%} of pictures")
-    return row, problems
 
 
 def _pixels(pictures: Sequence[Path], record: Preprocess) -> Pixels:
@@ -158,32 +145,43 @@ def _pixels(pictures: Sequence[Path], record: Preprocess) -> Pixels:
     return np.stack([preprocess(read_picture(path), record) for path in pictures])
 
 
-def _run(runtime: Runtime, pixels: Pixels, batch_size: int) -> Logits:
-    """(P, 3, H, W) -> (P, K), the last batch smaller where P asks for it."""
-    return np.concatenate(
-        [runtime.run(pixels[start : start + batch_size]) for start in range(0, len(pixels), batch_size)]
-    )
+def _run(runtime: Runtime, pixels: Pixels, batch_size: int) -> Any:
+    """(P, 3, H, W) -> answers of all, the last batch smaller where P asks for it."""
+    parts = [runtime.run(pixels[start : start + batch_size]) for start in range(0, len(pixels), batch_size)]
+    if all(isinstance(part, list) for part in parts):
+        return [one for part in parts for one in part]
+    return np.concatenate(parts)
 
 
 def pick_pictures(card: Card, verify: str | Path | None = None) -> tuple[list[Path], str]:
     """`PICTURES` pictures and a sentence on where they come from.
 
     From `verify`; else from the data the model was trained on, if it is still there; else drawn shapes.
+    Of data with boxes or masks, as the model's, pictures alone, of the validation split if there is one.
     Spread evenly over the sorted files, and so over the classes; unreadable ones are passed over; shapes fill
     a rest.
     """
     where = verify or card.recipe.get("data", {}).get("path")
-    if where == "shapes":
+    if where == "shapes" and card.task == "classify":
         return _spread(find_pictures([shapes_folder()])), "shapes"
-    if not where or (verify is None and not Path(where).exists()):
+    if not where or (verify is None and where != "shapes" and not Path(where).exists()):
         gone = f": the model's own, at {where}, are not here" if where else ""
         logging.getLogger(__name__).warning("the gate has no real pictures%s; it takes drawn shapes", gone)
         return _spread(find_pictures([shapes_folder()])), "drawn shapes"
-    found = _spread(find_pictures([where]))
+    found = _spread(_pictures_at(where, card))
     if len(found) == PICTURES:
         return found, str(where)
     drawn = _spread(find_pictures([shapes_folder()]))[: PICTURES - len(found)]
     return found + drawn, f"{where} ({len(found)}) and drawn shapes ({len(drawn)})"
+
+
+def _pictures_at(where: str | Path, card: Card) -> list[Path]:
+    """Pictures of a data set of the card's task, without its masks; else all that are found there."""
+    task = card.task if where == "shapes" else find_task(where)
+    if task == "classify" or task != card.task:
+        return find_pictures([where])
+    samples, _ = get_data(task).eval_samples(where, card)
+    return [sample.path for sample in samples]
 
 
 def _spread(paths: Sequence[Path]) -> list[Path]:

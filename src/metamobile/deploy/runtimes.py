@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 INPUT, OUTPUT = "pixels", "logits"
+DETECTIONS = ("boxes", "scores", "labels", "picture")  # outputs of a detector's file
 UNVERIFIED = "metamobile.unverified"  # metadata of a file that failed its gate and was kept: why
 
 Pixels = NDArray[np.float32]
@@ -93,17 +94,27 @@ class OnnxRuntime:
                 "wrote, as only such a file tells its preprocessing and its classes"
             )
         self.card = Card.from_json(metadata[KEY])
+        names = {output.name for output in self.session.get_outputs()}
+        self.detects = names >= set(DETECTIONS)
         if UNVERIFIED in metadata:
             logging.getLogger(__name__).warning("%s failed its gate: %s", self.path, metadata[UNVERIFIED])
 
-    def run(self, batch: Pixels) -> Logits:
+    def run(self, batch: Pixels) -> Any:
         from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
         try:
-            return self.session.run([OUTPUT], {INPUT: batch})[0]
+            found = self.session.run(list(DETECTIONS) if self.detects else [OUTPUT], {INPUT: batch})
         except (errors.Fail, errors.InvalidArgument, errors.RuntimeException) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{self.path} cannot run on {batch.shape} ({reason})") from error
+        return by_picture(found, len(batch)) if self.detects else found[0]
+
+
+def by_picture(found: list[NDArray[Any]], count: int) -> list[dict[str, NDArray[Any]]]:
+    """`DETECTIONS` of all pictures -> boxes, scores and labels of each of `count`, in their order."""
+    boxes, scores, labels, picture = found
+    rows = [np.flatnonzero(picture == place) for place in range(count)]
+    return [{"boxes": boxes[row], "scores": scores[row], "labels": labels[row]} for row in rows]
 
 
 def open_runtime(model: str | Path, device: str = "cpu") -> TorchRuntime | OnnxRuntime:

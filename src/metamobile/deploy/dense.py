@@ -1,0 +1,112 @@
+"""What a detector's and a segmenter's file answers, beside the network itself.
+
+A detector's decoding is in the file: `Candidates` in PyTorch, then suppression by ONNX's own operator, whose
+number of boxes no traced network could have. Together they are `metamobile.models.detection.select`.
+
+B batch, H W height and width, A anchors, K classes, C candidates of a picture, M boxes of all pictures.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from metamobile.deploy.runtimes import DETECTIONS
+from metamobile.models.detection import CANDIDATES, SMALLEST, OneStage
+from metamobile.models.segmenters import Segmenter
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+CANDIDATE_OUTPUTS = ("candidates", "candidates_apart", "candidate_scores", "candidate_labels")
+
+
+class WithClasses(nn.Module):
+    """A segmenter with the best class of each pixel: (B, 3, H, W) -> logits (B, K, H, W), (B, H, W) int64."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.segmenter(images)
+        return logits, logits.argmax(1)
+
+
+class Candidates(nn.Module):
+    """A detector as far as shapes are known: (B, 3, H, W) -> the C best of all levels.
+
+    Boxes (B, C, 4); the same, each class in a place of its own, so that one suppression serves all classes
+    as in torchvision's `batched_nms`; scores (B, C), -1 where a box is too small to be one; labels (B, C).
+    """
+
+    def __init__(self, detector: OneStage) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        all_boxes, all_scores, levels = self.detector.dense_levels(images)
+        classes = all_scores.shape[2]
+        found = []
+        for boxes, scores in zip(all_boxes.split(levels, 1), all_scores.split(levels, 1), strict=True):
+            best, place = scores.flatten(1).topk(min(CANDIDATES, scores.shape[1] * classes))
+            anchor = (place // classes)[..., None].expand(-1, -1, 4)
+            found.append((boxes.gather(1, anchor), best, place % classes))
+        boxes, scores, labels = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
+        real = (boxes[..., 2:] - boxes[..., :2] >= SMALLEST).all(-1)
+        apart = boxes + (labels * (max(images.shape[-2:]) + 1))[..., None]
+        return boxes, apart, torch.where(real, scores, -1.0), labels
+
+
+def output_names(network: nn.Module) -> tuple[nn.Module, list[str]]:
+    """The module to export, and the names of its outputs."""
+    if isinstance(network, OneStage):
+        return Candidates(network), list(CANDIDATE_OUTPUTS)
+    if isinstance(network, Segmenter):
+        return WithClasses(network), ["logits", "classes"]
+    return network, ["logits"]
+
+
+def add_suppression(model: ModelProto, detector: OneStage) -> None:
+    """Put "boxes" (M, 4), "scores" (M,), "labels" (M,), "picture" (M,) in place of the candidates' outputs.
+
+    Picture by picture, of each the best box first. Both suppressions keep a score above the threshold, and
+    drop the worse of two boxes with an overlap above theirs; of equal scores the first candidate is better.
+    """
+    from onnx import TensorProto, checker, helper, numpy_helper
+
+    boxes, apart, scores, labels = CANDIDATE_OUTPUTS
+    holder = detector.thresholds()
+    constants = {
+        "nms_limit": torch.tensor([holder.detections_per_img]),
+        "nms_iou": torch.tensor([holder.nms_thresh], dtype=torch.float32),
+        "nms_score": torch.tensor([holder.score_thresh], dtype=torch.float32),
+        "nms_axis": torch.tensor([1]),
+        "nms_place": torch.tensor([0, 2]),  # of (picture, class, candidate), which suppression answers
+        "nms_picture": torch.tensor(0),
+    }
+    graph = model.graph
+    graph.initializer.extend(numpy_helper.from_array(v.numpy(), name) for name, v in constants.items())
+    by_class = helper.make_node("Unsqueeze", [scores, "nms_axis"], ["nms_scores"])
+    inputs = [apart, "nms_scores", "nms_limit", "nms_iou", "nms_score"]
+    graph.node.extend(
+        [
+            by_class,
+            helper.make_node("NonMaxSuppression", inputs, ["nms_kept"]),
+            helper.make_node("Gather", ["nms_kept", "nms_place"], ["nms_places"], axis=1),
+            helper.make_node("Gather", ["nms_kept", "nms_picture"], ["picture"], axis=1),
+        ]
+    )
+    for source, name in ((boxes, "boxes"), (scores, "scores"), (labels, "labels")):
+        graph.node.append(helper.make_node("GatherND", [source, "nms_places"], [name]))
+    kinds = (TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT64)
+    each: list[str | int] = ["detections"]
+    shapes = ([*each, 4], each, each, each)
+    del graph.output[:]
+    graph.output.extend(
+        helper.make_tensor_value_info(name, kind, shape)
+        for name, kind, shape in zip(DETECTIONS, kinds, shapes, strict=True)
+    )
+    checker.check_model(model)
