@@ -19,6 +19,9 @@ TASKS = {"ssdlite": "detect", "retinanet": "detect", "mask_rcnn": "detect"}  # a
 CLASSES = {"detect": SHAPE_CLASSES, "segment": ["background", *SHAPE_CLASSES]}
 
 
+GAIN = {"detect": 5, "segment": 30}  # more, and a detector's scores are all 1: suppression could take any
+
+
 def make_dense(head: str, **args: Any) -> Any:
     """With batch norm statistics of pictures, and last layers that say more than their start does."""
     torch.manual_seed(0)
@@ -33,8 +36,9 @@ def make_dense(head: str, **args: Any) -> Any:
     blobs = nn.functional.interpolate(torch.randn(16, 3, 8, 8), size=64, mode="bilinear")
     with torch.no_grad():
         for name, weight in network.named_parameters():
-            if name.endswith("weight") and any(name.startswith(new) for new in network.class_layers):
-                weight.mul_(30)
+            new = any(name.startswith(layer) for layer in network.class_layers)
+            if new and weight.ndim == 4 and weight.shape[1] > 1:  # the last convolution; no depthwise one
+                weight.mul_(GAIN[task])
             if name.endswith("cls_logits.bias"):
                 weight.add_(1.5)  # RetinaNet starts with scores of 0.01, below its threshold
         network.eval()
