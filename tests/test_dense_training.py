@@ -214,6 +214,10 @@ def test_a_data_set_tells_its_task(data: dict[str, Path], tmp_path: Path) -> Non
     (tmp_path / "metadata.json").write_text('{"made": "today", "classes": ["cats"]}')
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     assert find_task(tmp_path) == "classify"
+    (tmp_path / "params.yaml").write_text("train:\n  lr: 0.1\n")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "names.txt").write_text("cats\n")
+    assert find_task(tmp_path) == "classify"
     (tmp_path / "data.yml").write_text("train: images/train\n")
     assert find_task(tmp_path) == "detect"
     assert check(data["detect"]).ok and check(data["segment"]).ok
@@ -261,10 +265,20 @@ def test_weights_of_another_variant_are_refused(tmp_path: Path) -> None:
     other = create_model("emo_1m", num_classes=3, **TINY_ARGS)
     save_weights(tmp_path / "c.safetensors", other.state_dict(), _card("classify", list("abc")))
     model = create_model("emo_1m", num_classes=3)
-    with pytest.raises(
-        ValueError, match=r"of the \d+ kernels .* of its emo_1m, \d+ fit"
-    ):
+    with pytest.raises(ValueError, match=r"of the \d+ kernels .* of its emo_1m, \d+ fit"):
         load_pretrained(model, list("abc"), str(tmp_path / "c.safetensors"), Reporter(quiet=True))
+
+
+@pytest.mark.parametrize(
+    "names", [("JPEGImages", "SegmentationClass"), ("train", "trainannot"), ("img", "mask")]
+)
+def test_masks_in_a_layout_that_is_not_read_are_no_classes(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name in names:
+        (tmp_path / name).mkdir()
+    with pytest.raises(
+        ValueError, match=f"{names[1]} look like folders of masks, not like classes; expected"
+    ):
+        find_task(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -275,6 +289,8 @@ def test_weights_of_another_variant_are_refused(tmp_path: Path) -> None:
         ({"task": "detect", "recipe": "small-data"}, "task 'detect' does not fit the recipe"),
         ({"task": "detect", "head": "fpn"}, "no detection head is called 'fpn'"),
         ({"task": "segment", "set": ["data.fit=crop"]}, "data.fit is crop.*expected stretch"),
+        ({"task": "classify", "head": "ssdlite"}, "model.head is 'ssdlite', but the task is classify"),
+        ({"recipe": "small-data", "head": "fpn"}, "model.head is 'fpn', but the task is classify"),
         ({"task": "detect", "batch_size": 1}, "run.batch_size is 1; ssdlite needs 2 or more"),
         ({"task": "segment", "batch_size": 1}, "run.batch_size is 1; deeplabv3 needs 2 or more"),
     ],

@@ -30,8 +30,10 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def free_name(path: Path) -> Path:
-    """The path, or name-2, name-3 and so on, with the first number that no file has. Its folder is made if it is
-    missing."""
+    """The path, or name-2, name-3 and so on, with the first number that no file has.
+
+    Its folder is made if it is missing.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     free, number = path, 2
     while free.exists():

@@ -78,6 +78,8 @@ def split_models(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Models and pictures among the words. Errors: ValueError where either is missing."""
     pictures = [word for word in words if is_picture(word)]
     models = [word for word in words if word not in pictures]
+    if pictures and (missing := [word for word in models if "/" in word and not Path(word).exists()]):
+        raise ValueError(f"{', '.join(missing)}: no such file or folder, and no model's name")
     if not models or not pictures:
         what = "picture" if models else "model"
         raise ValueError(f"no {what} among {', '.join(words)}; expected models, then files, folders or globs")

@@ -306,7 +306,8 @@ def explain(
         list[str], Argument(metavar="MODELS... PICTURES...", help="Models, then pictures, folders or globs.")
     ],
     compare: Annotated[
-        bool, Option("--compare", help="A column a network; one without weights here is named and left out.")
+        bool,
+        Option("--compare", help="A column a network; one without weights to be had is left out, and named."),
     ] = False,
     out: Annotated[Path, Option(metavar="DIR", help="Write explain.png and explain.html here.")] = Path(
         "explain"
@@ -365,6 +366,9 @@ def explain(
         print_table(*table)
     for line in (*explanation.notes, *(f"wrote {path}" for path in explanation.files)):
         remark(line)
+    for failure in explanation.failures:
+        complain(failure)
+    raise typer.Exit(1 if explanation.failures else 0)
 
 
 @app.command()

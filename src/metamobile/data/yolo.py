@@ -169,7 +169,19 @@ def find_yolo(root: Path) -> YoloLayout | None:
 def yamls_of_pictures(root: Path) -> list[Path]:
     """Those in the folder that name pictures to train on or to validate on."""
     found = [path for path in sorted(root.glob("*.y*ml")) if not path.name.startswith(".")]
-    return [path for path in found if re.search(r"(?m)^(train|val)\s*:", _read_text(path))]
+    return [path for path in found if _names_pictures(_read_text(path))]
+
+
+def _names_pictures(text: str) -> bool:
+    """train or val with a path or a list of them; settings may have such keys with something else inside."""
+    if not re.search(r"(?m)^(train|val)\s*:", text):
+        return False
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return True  # its reader says what is broken
+    values = [content[key] for key in ("train", "val") if content.get(key)]
+    return not values or any(isinstance(value, str | list) for value in values)
 
 
 def open_yaml(path: Path) -> YoloLayout:

@@ -14,7 +14,6 @@ from metamobile.deploy.gate import GateResult, compare, pick_pictures
 from metamobile.deploy.onnx import export_onnx, mark_unverified
 from metamobile.deploy.runtimes import OnnxRuntime, Runtime, TorchRuntime
 from metamobile.errors import nearest
-from metamobile.tasks import get_results
 from metamobile.weights.card import Card
 from metamobile.weights.find import SHIPPED
 from metamobile.weights.network import load_network
@@ -57,7 +56,7 @@ def export(
                 f"no exporter is called {name!r}; there are {', '.join(EXPORTERS)}{nearest(name, EXPORTERS)}"
             )
     network, card = load_network(model)
-    if not (get_results(card.task).EXPORTS and getattr(network, "exports", True)):
+    if not getattr(network, "exports", True):
         head = getattr(network, "head_name", card.task)
         raise ValueError(
             f"{model}: a model with the head {head} cannot be exported; `metamobile predict` runs the run "

@@ -45,15 +45,7 @@ class TorchRuntime:
     name = "PyTorch"
 
     def __init__(self, network: nn.Module, card: Card, device: str = "cpu") -> None:
-        import torch
-
-        if device == "auto":
-            accelerator = (
-                torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-            )
-            self.device = accelerator or torch.device("cpu")
-        else:
-            self.device = _device(device)
+        self.device = pick_device(device)
         self.network = network.to(self.device).eval()
         self.card = card
 
@@ -130,9 +122,13 @@ def open_runtime(model: str | Path, device: str = "cpu") -> TorchRuntime | OnnxR
     return TorchRuntime(network, card, device)
 
 
-def _device(name: str):  # -> torch.device, which is not imported here
+def pick_device(name: str):  # -> torch.device, which is not imported here
+    """auto, cpu, cuda, cuda:1, mps. Errors: ValueError for one that is unknown or not there."""
     import torch
 
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

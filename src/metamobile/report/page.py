@@ -244,7 +244,7 @@ def _commands(run: RunRecord) -> list[tuple[str, str]]:
             ("Name pictures: files, folders or globs", f"metamobile predict {folder} photo.jpg"),
             ("Measure it on other pictures", f"metamobile eval {folder} --data {data}"),
         ]
-        if get_results(run.task).EXPORTS:
+        if run.setting("model", "head") != "mask_rcnn":  # which `export` refuses
             to_onnx = f"metamobile export {folder} --to onnx"
             commands.append(("Make one file for ONNX Runtime, checked against PyTorch", to_onnx))
     if _unfinished(run) and (run.folder / "last").is_dir():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -196,7 +196,10 @@ def base_recipe(
         "run.device": device,
         "run.workers": workers,
     }
-    return resolved.replace({key: value for key, value in given.items() if value is not None}).override(set)
+    resolved = resolved.replace({key: value for key, value in given.items() if value is not None})
+    if size is not None:  # of validation too, unless that is set
+        resolved = replace(resolved, data=replace(resolved.data, val_size=None))
+    return resolved.override(set)
 
 
 def _check_varied(grid: Grid, base: Recipe, set: Sequence[str]) -> None:

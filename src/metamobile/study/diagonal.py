@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from metamobile.data.pictures import find_pictures
 from metamobile.data.preprocess import Preprocess
+from metamobile.deploy.runtimes import pick_device
 from metamobile.errors import NotFinite, nearest
 from metamobile.files import aside, write_text
 from metamobile.inference.model import Model
@@ -125,6 +126,7 @@ def study_diagonal(
     """
     check_options(models, roles, windows, most)
     paths = take_spread(find_pictures([pictures] if isinstance(pictures, str | Path) else pictures), most)
+    chosen = pick_device(device)
     rows: list[DiagonalRow] = []
     failures: list[str] = []
     for index, model in enumerate(models):
@@ -137,7 +139,7 @@ def study_diagonal(
 
         with resized_windows(network, record.size[0], own.size[0], windows, name) as sides:
             maps, channels, failures = measure(
-                network.to(device), record, paths, stage, name, batch_size, device, tell
+                network.to(chosen), record, paths, stage, name, batch_size, chosen, tell
             )
         curves = np.stack([distance_curve(one) for one in maps])
         rows.append(
@@ -272,7 +274,7 @@ def measure(
     stage: int,
     name: str,
     batch_size: int,
-    device: str,
+    device: torch.device,
     tell: Callable[[int], None],
 ) -> tuple[Floats, int, list[str]]:
     """Similarities (N, H, H) of all pictures that can be read, the map's channels, and what failed."""

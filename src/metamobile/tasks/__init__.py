@@ -92,7 +92,6 @@ class ResultsModule(Protocol):
     ) -> Sequence[Any]:
         """Typed results, one a picture."""
 
-    EXPORTS: bool  # whether `export` writes files of such models
     OPTIONS: Sequence[str]  # the options of `decode` and `configure`
     MEASURED: Sequence[str]  # those of them that change figures
     BATCH_SIZE: int  # pictures answered at a time, unless told

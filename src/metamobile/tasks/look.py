@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from metamobile.data.masks import MASKS
 from metamobile.data.yolo import yamls_of_pictures
 from metamobile.tasks import get_data
 from metamobile.training.recipe import DataSettings
+
+# folders of masks in layouts that are not read: VOC's, Cityscapes', SegNet's CamVid, plain ones
+UNREAD = re.compile(r"SegmentationClass|SegmentationObject|gtFine|gtCoarse|(train|val|test)annot|masks?")
 
 
 def check(
@@ -35,14 +39,21 @@ def check(
 
 def find_task(data: str | Path) -> str:
     """ "detect" where there is a COCO json, a yaml that names pictures, or label files; "segment" where masks
-    lie beside pictures; else "classify". A settings file beside class folders is neither."""
+    lie beside pictures; else "classify". A settings file beside class folders is neither.
+
+    Errors: ValueError for folders of masks in a layout that is not read, whose names would become classes.
+    """
     root = Path(data)
     if root.suffix in (".json", ".yaml", ".yml"):
         return "detect"
     if not root.is_dir():
         return "classify"  # whose reader names what is missing
     jsons = [*root.glob("*.json"), *root.glob("annotations/*.json"), *root.glob("*/_annotations.coco.json")]
-    labels = [folder for folder in (root / "labels", *root.glob("*/labels")) if folder.is_dir()]
+    labels = [
+        folder
+        for folder in (root / "labels", *root.glob("*/labels"))
+        if folder.is_dir() and (folder.parent / "images").is_dir()
+    ]
     if (
         any(looks_like_coco(path) for path in jsons)
         or yamls_of_pictures(root)
@@ -52,4 +63,10 @@ def find_task(data: str | Path) -> str:
     sides = [root, *(path for path in root.iterdir() if path.is_dir())]
     if any((side / "images").is_dir() and any((side / name).is_dir() for name in MASKS) for side in sides):
         return "segment"
+    unread = sorted(path.name for path in root.iterdir() if path.is_dir() and UNREAD.fullmatch(path.name))
+    if unread:
+        raise ValueError(
+            f"{root}: {', '.join(unread)} look like folders of masks, not like classes; expected "
+            "images/ and masks/ (train/ and val/ inside), or --task classify if they are classes"
+        )
     return "classify"

@@ -1,4 +1,4 @@
-"""What is checked of a recipe before anything long begins, each fault in one line."""
+"""What is checked of a recipe before a run begins, each fault in one line."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import nn
 from metamobile.data.preprocess import Preprocess
 from metamobile.errors import nearest
 from metamobile.models.create import check_name
+from metamobile.tasks import get_task
 from metamobile.training.recipe import Recipe
 from metamobile.training.runfolder import RunFolder
 from metamobile.training.state import Progress
@@ -20,6 +21,12 @@ def check_settings(recipe: Recipe) -> None:
     """Before any picture is read. Errors: ValueError for a network or an optimiser that does not exist, and
     for a frozen network without weights."""
     check_name(recipe.model.name)
+    heads = get_task(recipe.task).heads
+    if recipe.model.head is not None and recipe.model.head not in heads and not heads:
+        raise ValueError(
+            f"recipe: model.head is {recipe.model.head!r}, but the task is {recipe.task}, which has no "
+            "heads; expected --task detect or segment, or no head"
+        )
     known = [str(name) for name in list_optimizers()]
     if recipe.optim.name not in known:
         raise ValueError(

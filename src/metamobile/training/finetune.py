@@ -24,7 +24,7 @@ def load_pretrained(model: nn.Module, classes: Sequence[str], source: str, repor
     """Load the tensors of `source` (a run, a .safetensors file, a shipped name) whose names and shapes fit.
 
     The classifier is taken over only where the classes are the same; else it is new, even if of equal size.
-    Errors: ValueError when nothing fits.
+    Errors: ValueError where less than half of the network fits.
     """
     path = find_model(source)
     given, card = load_weights(path)
@@ -46,7 +46,7 @@ def load_pretrained(model: nn.Module, classes: Sequence[str], source: str, repor
         if tensor.dim() > 1 and name.startswith(prefix) and not name.startswith(classifier)
     ]
     fitting = sum(name in fits for name in backbone)
-    if 2 * fitting < len(backbone):  # some have the same shape by chance
+    if not backbone or 2 * fitting < len(backbone):  # some have the same shape by chance
         raise ValueError(
             f"{path}: of the {len(backbone)} kernels and matrices of its {card.variant}, {fitting} fit this "
             "network; start from weights of the same variant"
@@ -82,7 +82,10 @@ def _renamed(given: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         return {name.removeprefix(theirs): given[name] for name in given if name.startswith(theirs)}
     if own and not theirs:
         return {f"{own}{name}": tensor for name, tensor in given.items()}
-    return given
+    return {
+        name.replace(theirs, own, 1) if theirs and name.startswith(theirs) else name: tensor
+        for name, tensor in given.items()
+    }
 
 
 def classifier_prefixes(model: nn.Module) -> tuple[str, ...]:

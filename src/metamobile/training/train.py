@@ -238,7 +238,7 @@ def _close(loop: Loop, data: Data, folder: RunFolder, reporter: Reporter) -> Run
             f"{len(data.val):,} pictures, {rough_time(loop.progress.seconds)} of training"
         )
         reporter.say(f"next: metamobile predict {folder.path} PICTURES")
-        if loop.task.results.EXPORTS:
+        if getattr(loop.plain, "exports", True):
             reporter.say(f"      metamobile export {folder.path} --to onnx")
         write_report(folder.path)  # last: all else is safe by now, whatever happens in there
     return Run(folder.path, card, figures)

@@ -153,10 +153,11 @@ def _before(subject: Subject, name: str) -> list[str]:
 
 
 def shuffle_weights(network: nn.Module, seed: int) -> None:
-    """Put the numbers of each parameter in another order: nothing that was learned is left."""
+    """Put the numbers of each parameter, and of each norm's statistics, in another order."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in network.parameters():
+        learned = [*network.parameters(), *(b for b in network.buffers() if b.is_floating_point())]
+        for parameter in learned:
             order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
             parameter.copy_(parameter.flatten()[order].view_as(parameter))
 

@@ -82,14 +82,15 @@ class Explained:
 
 @dataclass(eq=False)
 class Explanation:
-    """All networks on the same `pictures`; `notes` name what was left out and why, `files` what was
-    written."""
+    """All networks on the same `pictures`; `notes` name what was left out and why, `failures`
+    pictures that could not be read, `files` what was written."""
 
     method: str
     pictures: list[str]
     models: list[Explained]
     compares: bool
     notes: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
 
     @property
@@ -154,8 +155,8 @@ def explain(
     if not given and not others:
         raise ValueError("no model was given; expected a run folder, weights, or a name")
     paths = find_pictures([pictures] if isinstance(pictures, str | Path) else pictures)
-    read, notes = read_pictures(paths)
-    result = Explanation(options.method, [str(path) for path, _ in read], [], bool(others), notes)
+    read, notes, failures = read_pictures(paths)
+    result = Explanation(options.method, [str(path) for path, _ in read], [], bool(others), notes, failures)
     if options.method == "eigencam" and target is not None:
         notes.append("eigencam looks at no class: the class given has no effect on the map")
     steps = (len(given) + len(others)) * len(read)
@@ -176,20 +177,22 @@ def explain(
     return result
 
 
-def read_pictures(paths: Sequence[Path]) -> tuple[list[tuple[Path, Image.Image]], list[str]]:
-    """The first `MOST`, and a note on each that cannot be read and on those left out. Errors: ValueError
-    for none."""
-    read, notes = [], []
+def read_pictures(paths: Sequence[Path]) -> tuple[list[tuple[Path, Image.Image]], list[str], list[str]]:
+    """The first `MOST`; a note on those left out; what is wrong with each that cannot be read.
+
+    Errors: ValueError for none."""
+    read: list[tuple[Path, Image.Image]] = []
+    notes, failures = [], []
     if len(paths) > MOST:
         notes.append(f"{len(paths)} pictures were given; the first {MOST} are shown")
     for path in paths[:MOST]:
         try:
             read.append((path, read_picture(path)))
         except PictureError as error:
-            notes.append(str(error))
+            failures.append(str(error))
     if not read:
-        raise ValueError(f"none of {len(paths)} pictures can be read; the first: {notes[-1]}")
-    return read, notes
+        raise ValueError(f"none of {len(paths)} pictures can be read; the first: {failures[0]}")
+    return read, notes, failures
 
 
 def open_or_note(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from metamobile.data.preprocess import Preprocess
+from metamobile.deploy.runtimes import pick_device
 from metamobile.errors import nearest
 from metamobile.inference.model import Model
 from metamobile.study.explain.frame import stride_of
@@ -111,7 +112,7 @@ def open_subject(
             raise ValueError(f"size {size}: expected at least 32 pixels")
         resize = round(max(shape) * own.shorter_side / max(own.size)) if own.fit == "crop" else None
         own = replace(own, size=shape, resize=resize)
-    return Subject(name, network.to(device), task, classes, labels, own)
+    return Subject(name, network.to(pick_device(device)), task, classes, labels, own)
 
 
 def find_stages(subject: Subject) -> dict[int, str]:

@@ -84,6 +84,8 @@ class Request:
 
         figures = evaluate(model, self.data[kind], device=self.device)
         key, _ = KEYS[kind]
+        if figures[key] is None:
+            return "not measurable on these pictures"
         text = f"{figures[key]:.1f}"
         if kind == "coco" and figures.get("mask_ap") is not None:
             text += f" (masks {figures['mask_ap']:.1f})"

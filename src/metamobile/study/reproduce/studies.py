@@ -167,7 +167,7 @@ def diagonal(request: Request) -> list[Reproduced]:
 
     path = "diagonal/diagonal.json"
     about = request.evidence(path)
-    command = "metamobile study diagonal CONV ATTENTION BOTH --pictures FOLDER --out results/diagonal"
+    command = "metamobile study diagonal CONV ATTENTION BOTH --data FOLDER --out results/diagonal"
     columns = ["network", ">half-width, ours", ">mean similarity, ours", "what figure 7 shows, paper's"]
     measured: dict[str, Any] = {row["role"]: row for row in about["rows"]} if about else {}
     rows = []

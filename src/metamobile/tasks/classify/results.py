@@ -36,7 +36,6 @@ CLASS_COLUMNS = [
     ("precision", "Precision %", "share of the pictures named so that are of this class"),
     ("f1", "F1 %", "harmonic mean of recall and precision"),
 ]
-EXPORTS = True  # whether `export` writes files of it
 OPTIONS = ("top",)
 MEASURED = ()
 BATCH_SIZE = 64

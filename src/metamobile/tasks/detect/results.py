@@ -41,7 +41,6 @@ CLASS_COLUMNS = [
     ("precision", "Precision %", "share of the boxes named so, with at least that score, that are right"),
 ]
 
-EXPORTS = True  # whether `export` writes files of it
 OPTIONS = ("conf", "iou")
 MEASURED = ("iou",)
 BATCH_SIZE = 16

@@ -38,7 +38,6 @@ CLASS_COLUMNS = [
     ("accuracy", "Accuracy %", "share of this class's pixels that were named right"),
     ("precision", "Precision %", "share of the pixels named so that are of this class"),
 ]
-EXPORTS = True  # whether `export` writes files of it
 OPTIONS = MEASURED = ("slide",)
 BATCH_SIZE = 4  # ADE20K at 512x2048 px: 0.6 GB of logits each
 SCORE_NOTE = "mean IoU of the classes in the picture"
