@@ -234,12 +234,12 @@ def test_export_ends_with_the_gate(
 
     def export(model, **rest):
         given.update(rest)
-        rows = [GateRow(batch_size=1, max_diff=1e-5, mean_diff=1e-6, top1_agreement=1.0)]
+        rows = [GateRow(batch_size=1, max_diff=1e-5, mean_diff=1e-6, agreement=1.0)]
         problems = [] if passed else ["batch 1: logits differ"]
         file = tmp_path / ("model.onnx" if passed else "model.unverified.onnx")
         file.write_bytes(b"x" * 5_100_000)
         about = {"pictures": 64, "source": "drawn shapes", "rows": rows, "problems": problems}
-        figures = {"max_diff": 1e-5, "mean_diff": 1e-6, "scale": 9.0, "spread": 9.0, "top1_agreement": 1.0}
+        figures = {"max_diff": 1e-5, "mean_diff": 1e-6, "scale": 9.0, "spread": 9.0, "agreement": 1.0}
         return [GateResult(path=file, runtime=name, **about, **figures) for name in rest["to"]]
 
     stand_in(monkeypatch, "metamobile.deploy.export", export=export)

@@ -104,7 +104,7 @@ def test_boxes_are_those_of_pytorch_in_any_batch(head: str, exported: Exported) 
         for ours, theirs in zip(alone, found, strict=False):
             assert len(ours["boxes"]) == len(theirs["boxes"]) > 0
             assert (np.diff(theirs["scores"]) <= 0).all()
-            np.testing.assert_allclose(theirs["scores"], ours["scores"], atol=1e-5)
+            np.testing.assert_allclose(theirs["scores"], ours["scores"], atol=1e-4)
             rows, columns = match(ours, theirs)
             assert len(rows) == len(ours["boxes"])
             np.testing.assert_allclose(theirs["boxes"][columns], ours["boxes"][rows], atol=0.01)
