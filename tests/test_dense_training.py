@@ -284,6 +284,12 @@ def test_masks_in_a_layout_that_is_not_read_are_no_classes(tmp_path: Path, names
         find_task(tmp_path)
 
 
+def test_a_class_may_be_called_mask(tmp_path: Path) -> None:
+    for name in ("mask", "no_mask"):
+        (tmp_path / name).mkdir()
+    assert find_task(tmp_path) == "classify"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

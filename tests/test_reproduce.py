@@ -134,7 +134,7 @@ def test_a_cell_that_is_the_published_network_takes_its_weights(
     assert ours["5x5"].startswith("weights and data missing: `metamobile pull emov2_5m.in1k && ")
     assert "--set 'model.args.kernels=[3, 3, 3, 3]' --data IMAGENET" in ours["3x3"]
     assert ours["5x5-dcnv2"] == "not known: it cannot be built here"
-    remarks = dict(zip(column(table, "cell"), column(table, "remark"), strict=True))
+    remarks = dict(zip(column(table, "cell"), column(table, "remark on the paper's row"), strict=True))
     assert {name for name, said in remarks.items() if said.startswith("cannot be met exactly")} == {
         "9x9",
         "5x5-dcnv2",

@@ -177,10 +177,9 @@ def pick_pictures(card: Card, verify: str | Path | None = None) -> tuple[list[Pa
 
 def _pictures_at(where: str | Path, card: Card) -> list[Path]:
     """Pictures of a data set of the card's task, without its masks; else all that are found there."""
-    task = card.task if where == "shapes" else find_task(where)
-    if task == "classify" or task != card.task:
+    if card.task == "classify" or (where != "shapes" and find_task(where) != card.task):
         return find_pictures([where])
-    samples, _ = get_data(task).eval_samples(where, card)
+    samples, _ = get_data(card.task).eval_samples(where, card)
     return [sample.path for sample in samples]
 
 

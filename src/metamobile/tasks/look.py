@@ -13,8 +13,10 @@ from metamobile.data.yolo import yamls_of_pictures
 from metamobile.tasks import get_data
 from metamobile.training.recipe import DataSettings
 
-# folders of masks in layouts that are not read: VOC's, Cityscapes', SegNet's CamVid, plain ones
-UNREAD = re.compile(r"SegmentationClass|SegmentationObject|gtFine|gtCoarse|(train|val|test)annot|masks?")
+# folders of masks in layouts that are not read: VOC's, Cityscapes', SegNet's CamVid; and plain ones, which
+# are masks only beside pictures, as there are classes of that name
+UNREAD = re.compile(r"SegmentationClass|SegmentationObject|gtFine|gtCoarse|(train|val|test)annot")
+PLAIN, BESIDE = re.compile(r"masks?|labels?"), re.compile(r"imgs?|images?|pictures?|photos?")
 
 
 def check(
@@ -63,7 +65,10 @@ def find_task(data: str | Path) -> str:
     sides = [root, *(path for path in root.iterdir() if path.is_dir())]
     if any((side / "images").is_dir() and any((side / name).is_dir() for name in MASKS) for side in sides):
         return "segment"
-    unread = sorted(path.name for path in root.iterdir() if path.is_dir() and UNREAD.fullmatch(path.name))
+    folders = sorted(path.name for path in root.iterdir() if path.is_dir())
+    unread = [name for name in folders if UNREAD.fullmatch(name)]
+    if any(BESIDE.fullmatch(name) for name in folders):
+        unread += [name for name in folders if PLAIN.fullmatch(name)]
     if unread:
         raise ValueError(
             f"{root}: {', '.join(unread)} look like folders of masks, not like classes; expected "

@@ -18,11 +18,10 @@ from metamobile.weights.find import SHIPPED
 
 
 def check_settings(recipe: Recipe) -> None:
-    """Before any picture is read. Errors: ValueError for a network or an optimiser that does not exist, and
-    for a frozen network without weights."""
+    """Before any picture is read. Errors: ValueError for a network or an optimiser that does not exist,
+    for a head where the task has none, and for a frozen network without weights."""
     check_name(recipe.model.name)
-    heads = get_task(recipe.task).heads
-    if recipe.model.head is not None and recipe.model.head not in heads and not heads:
+    if recipe.model.head is not None and not get_task(recipe.task).heads:
         raise ValueError(
             f"recipe: model.head is {recipe.model.head!r}, but the task is {recipe.task}, which has no "
             "heads; expected --task detect or segment, or no head"

@@ -156,10 +156,12 @@ def shuffle_weights(network: nn.Module, seed: int) -> None:
     """Put the numbers of each parameter, and of each norm's statistics, in another order."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        learned = [*network.parameters(), *(b for b in network.buffers() if b.is_floating_point())]
-        for parameter in learned:
-            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
-            parameter.copy_(parameter.flatten()[order].view_as(parameter))
+        statistics = [
+            b for name, b in network.named_buffers() if name.endswith(("running_mean", "running_var"))
+        ]
+        for learned in (*network.parameters(), *statistics):
+            order = torch.randperm(learned.numel(), generator=generator).to(learned.device)
+            learned.copy_(learned.flatten()[order].view_as(learned))
 
 
 def correlation_with_shuffled(

@@ -133,7 +133,7 @@ def explain(
 
     `models` are what `metamobile.load` takes, or PyTorch modules; `pictures` files, folders or globs, of
     which the first 12 are shown. `compare` names more networks, ours or timm's: the figure then has a column
-    a network, as in the article; one without weights here is named in `notes` and left out.
+    a network, as in the article; one whose weights cannot be had is named in `notes` and left out.
 
     `method` is gradcam, gradcam++, eigencam or scorecam. `target` is a class by name or number, and of a
     detector "person:2" the second-best person; left out, what is answered: the best class, object, or the

@@ -23,7 +23,7 @@ def render(result: Explanation, image: bytes) -> str:
         "image": base64.b64encode(image).decode(),
         "alt": f"{result.method_name} of {names} on {len(result.pictures)} pictures",
         "method": result.method_name,
-        "notes": result.notes,
+        "notes": [*result.notes, *result.failures],
         "tables": [
             (title, [(name.lstrip(">"), name.startswith(">")) for name in columns], rows)
             for title, columns, rows in explain_tables(result)

@@ -9,7 +9,7 @@ from typing import Any
 
 from metamobile.models.variants import VARIANTS
 from metamobile.study.ablate import PublishedCount, count_published, network_args
-from metamobile.study.ablate_table import PAPERS
+from metamobile.study.ablate_table import PAPERS, printed_and_recounted
 from metamobile.study.complexity import Complexity
 from metamobile.study.criteria import study_criteria
 from metamobile.study.grids import GRIDS, Grid, Settings
@@ -71,8 +71,10 @@ def ablations(request: Request) -> list[Reproduced]:
 
 def paper_grid(request: Request, name: str, grid: Grid) -> Reproduced:
     """The paper's rows, each network counted at 224 px."""
-    columns = ["network", "cell", ">M parameters", ">M parameters, paper's", ">M FLOPs, by the papers' rule"]
-    columns += [">M FLOPs, paper's", ">top-1 %, paper's", "remark", TOP1]
+    columns = ["network", "cell", ">M parameters", ">M FLOPs, by the papers' rule"]
+    columns += [">M parameters, paper's", ">M FLOPs, paper's"]
+    columns += [">M parameters, official code", ">M FLOPs, official code"]
+    columns += [">top-1 %, paper's", "remark on the paper's row", TOP1]
     rows = []
     for each in count_published(grid):
         row, counted = each.row, each.counted
@@ -81,16 +83,12 @@ def paper_grid(request: Request, name: str, grid: Grid) -> Reproduced:
         costs = ["-", "-"]
         if counted is not None:
             costs = [f"{counted.parameters / 1e6:.3f}", f"{counted.flops_paper / 1e6:.1f}"]
-        theirs = [
-            "-" if not figure else f"{figure}*" if row.recount else figure
-            for figure in (row.parameters, row.flops)
-        ]
         top1 = "-" if row.top1 is None else f"{row.top1:.1f}"
-        rows.append([PAPERS[row.network], each.cell.name, costs[0], theirs[0], costs[1], theirs[1], top1])
+        rows.append([PAPERS[row.network], each.cell.name, *costs, *printed_and_recounted(row), top1])
         rows[-1] += [remark_of(each), _trained(request, name, each)]
     notes = [grid.note] if grid.note else []
     if any(row.recount for cell in grid.cells for row in cell.published):
-        notes.append("* is not printed in a table: the official code, counted.")
+        notes.append("The official code was counted where no table prints a figure.")
     title = f"{grid.title}: {grid.varies}"
     return Reproduced("ablations", title, grid.source, columns, rows, notes)
 
