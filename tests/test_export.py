@@ -15,12 +15,14 @@ import torch
 from torch import nn
 
 import metamobile.deploy.export as export_module
-from metamobile.deploy.export import EXPORTERS, export
+from metamobile.deploy.export import export
+from metamobile.deploy.formats import Options
+from metamobile.deploy.formats.onnx import OnnxRuntime
+from metamobile.deploy.formats.onnx import write as export_onnx
 from metamobile.deploy.gate import PICTURES, compare, pick_pictures
-from metamobile.deploy.onnx import export_onnx
-from metamobile.deploy.runtimes import KEY, UNVERIFIED, OnnxRuntime, TorchRuntime
+from metamobile.deploy.runtimes import UNVERIFIED, TorchRuntime
 from metamobile.models.create import create_model
-from metamobile.weights.card import Card
+from metamobile.weights.card import KEY, Card
 from small_model import make_card, make_network, make_run, write_pictures
 
 
@@ -184,10 +186,10 @@ def test_a_choice_between_equals_is_no_difference() -> None:
 def test_a_file_that_fails_is_removed_or_marked(
     run: Path, pictures: list[Path], tmp_path: Path, monkeypatch, caplog
 ):
-    def wrong(network: nn.Module, card: Card, path: Path) -> None:
+    def wrong(network: nn.Module, card: Card, path: Path, options: Options) -> None:
         export_onnx(Flipped(network), card, path)
 
-    monkeypatch.setitem(EXPORTERS, "onnx", replace(EXPORTERS["onnx"], write=wrong))
+    monkeypatch.setattr("metamobile.deploy.formats.onnx.write", wrong)
     (gate,) = export(run, "onnx", out=tmp_path / "a", verify=pictures[0].parent)
     assert not gate.passed
     assert list((tmp_path / "a").iterdir()) == []
@@ -204,11 +206,11 @@ def test_a_file_that_fails_is_removed_or_marked(
 def test_a_file_that_cannot_be_opened_is_removed(
     run: Path, pictures: list[Path], tmp_path: Path, monkeypatch
 ) -> None:
-    def truncated(network: nn.Module, card: Card, path: Path) -> None:
+    def truncated(network: nn.Module, card: Card, path: Path, options: Options) -> None:
         export_onnx(network, card, path)
         path.write_bytes(path.read_bytes()[:-1000])
 
-    monkeypatch.setitem(EXPORTERS, "onnx", replace(EXPORTERS["onnx"], write=truncated))
+    monkeypatch.setattr("metamobile.deploy.formats.onnx.write", truncated)
     with pytest.raises(ValueError, match="ONNX Runtime cannot read it"):
         export(run, "onnx", out=tmp_path / "a", verify=pictures[0].parent)
     assert list((tmp_path / "a").iterdir()) == []
@@ -225,7 +227,7 @@ def test_another_size(run: Path, pictures: list[Path], tmp_path: Path) -> None:
 
 
 def test_words_of_errors(run: Path, monkeypatch, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no exporter is called 'onx'; there are onnx; did you mean 'onnx'"):
+    with pytest.raises(ValueError, match="no exporter is called 'onx'; there are .*; did you mean 'onnx'"):
         export(run, ["onx"])
     (tmp_path / "a.onnx").touch()
     with pytest.raises(ValueError, match="an exported file; expected the run folder"):

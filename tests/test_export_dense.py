@@ -20,8 +20,9 @@ import metamobile
 from metamobile.data.shape_scenes import write_boxes, write_masks
 from metamobile.deploy.comparisons import BOX_TOLERANCE, BoxComparison, match
 from metamobile.deploy.export import export, of_one_shape
+from metamobile.deploy.formats.onnx import OnnxRuntime
 from metamobile.deploy.gate import GateResult, compare, pick_pictures
-from metamobile.deploy.runtimes import DETECTIONS, OnnxRuntime, TorchRuntime
+from metamobile.deploy.runtimes import DETECTIONS, TorchRuntime
 from metamobile.show import print_gate
 from metamobile.weights.network import load_network
 from small_dense import make_dense, make_dense_card, make_dense_run

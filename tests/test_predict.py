@@ -19,7 +19,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from metamobile.data.folder import open_folder
 from metamobile.data.pictures import read_picture
 from metamobile.data.preprocess import preprocess
-from metamobile.deploy.onnx import export_onnx
+from metamobile.deploy.formats.onnx import write as export_onnx
 from metamobile.errors import DataError, PictureError
 from metamobile.inference.evaluate import evaluate
 from metamobile.inference.model import load

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,18 +11,34 @@ from pathlib import Path
 
 @contextmanager
 def aside(path: str | Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` when the block ends and vanishes when it raises.
+    """A path to write a file or a folder to, of the same suffix, which becomes `path` when the block ends and
+    vanishes when it raises.
 
-    The folder is made if it is missing.
+    The folder it is in is made if it is missing.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         yield temporary
-        os.replace(temporary, path)
+        move(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
+
+
+def move(path: Path, to: Path) -> None:
+    """Rename, in place of what is there; of folders, the old one goes first."""
+    if to.is_dir():
+        shutil.rmtree(to)
+    os.replace(path, to)
+
+
+def remove(path: Path) -> None:
+    """A file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -279,12 +279,15 @@ def predict(
 @app.command()
 def export(
     model: Annotated[str, MODEL],
-    to: Annotated[list[str], Option(metavar="RUNTIME", help="onnx; several by commas or repeated.")],
+    to: Annotated[list[str], Option(metavar="RUNTIME", help="onnx, torch-export, ...; several by commas.")],
     out: Annotated[
         Path | None, Option(metavar="DIR", help="Folder for the files; else the run folder.")
     ] = None,
     verify: Annotated[
         str | None, Option(metavar="FOLDER", help="Pictures for the gate; else the run's own, else shapes.")
+    ] = None,
+    precision: Annotated[
+        list[str] | None, Option(metavar="P", help="fp32, fp16 or int8; several by commas.")
     ] = None,
     size: Annotated[str | None, SIZE] = None,
     keep: Annotated[bool, Option("--keep", help="Keep a file that failed its gate.")] = False,
@@ -294,7 +297,10 @@ def export(
     from metamobile.deploy.export import export
     from metamobile.show import print_gate
 
-    gates = export(model, to=split_commas(to), out=out, verify=verify, keep=keep, size=pixels)
+    wanted = split_commas(precision) if precision else ["fp32"]
+    gates = export(
+        model, to=split_commas(to), out=out, verify=verify, precision=wanted, keep=keep, size=pixels
+    )
     for gate in gates:
         print_gate(gate)
     raise typer.Exit(0 if all(gate.passed for gate in gates) else 1)

@@ -24,6 +24,9 @@ BOX_TOLERANCE = 1e-3
 # Of two scores or overlaps that are equal but for rounding, suppression may take either, and then other boxes
 # follow. Seen are none to some in ten thousand.
 SAME_BOXES = 0.995
+# Below fp32: the tolerance of logits and of boxes, and the share that must agree. Half precision keeps three
+# digits. Eight bits move every logit: there the choice counts, and what it costs is measured.
+LOWER = {"fp16": (2e-2, 2e-2, 0.98), "int8": (0.5, 0.1, 0.9)}
 OVERLAP = 0.5  # from which a box is taken for the other side's, and compared with it
 
 
@@ -59,11 +62,15 @@ class Comparison(Protocol):
         """Why a fault could hide, or nothing."""
 
 
-def comparison_of(expected: Any, reference: Any, side: int, tolerance: float | None) -> Comparison:
+def comparison_of(
+    expected: Any, reference: Any, side: int, tolerance: float | None, precision: str = "fp32"
+) -> Comparison:
     """The one for a reference's answers; `side` is the longer one of its input, in pixels."""
+    logits, boxes, share = LOWER.get(precision, (TOLERANCE, BOX_TOLERANCE, None))
     if isinstance(expected, list):
-        return BoxComparison(reference.network.thresholds(), side, tolerance or BOX_TOLERANCE)
-    return LogitComparison(expected.ndim > 2, tolerance or TOLERANCE)
+        thresholds = reference.network.thresholds()
+        return BoxComparison(thresholds, side, tolerance or boxes, SAME_BOXES if share is None else share)
+    return LogitComparison(expected.ndim > 2, tolerance or logits, 1.0 if share is None else share)
 
 
 @dataclass
@@ -83,10 +90,10 @@ class LogitComparison:
 
     share_of = "the largest logit"
 
-    def __init__(self, pixels: bool, tolerance: float) -> None:
+    def __init__(self, pixels: bool, tolerance: float, needed: float = 1.0) -> None:
         self.same = "same class of a pixel" if pixels else "same top-1"
         self.things = "pixels" if pixels else "pictures"
-        self.tolerance = tolerance
+        self.tolerance, self.needed = tolerance, needed
         self.scale = 0.0
         self.range: NDArray[np.floating] | None = None  # (2, K): lowest and highest
         self.sums: dict[int, _Sums] = {}
@@ -117,7 +124,7 @@ class LogitComparison:
         sums.max_diff = max(sums.max_diff, float(difference.max()))
         sums.total += float(difference.sum(dtype=np.float64))
         sums.count += difference.size
-        sums.same += int((lost <= self.tolerance * np.abs(expected).max()).sum())
+        sums.same += int((lost <= TOLERANCE * np.abs(expected).max()).sum())
         sums.choices += lost.size
         return ""
 
@@ -132,7 +139,7 @@ class LogitComparison:
                 f"logits differ by {row.max_diff:.2e}, which is {row.max_diff / self.scale:.1e} "
                 f"of the largest; allowed is {self.tolerance:.0e}"
             )
-        if row.agreement < 1:
+        if row.agreement < self.needed:
             found.append(f"the best class is the same for {row.agreement:.1%} of {self.things}")
         return found
 
@@ -167,9 +174,9 @@ class BoxComparison:
     same, share_of = "same boxes", ""
     scale = 1.0
 
-    def __init__(self, thresholds: Any, side: int, tolerance: float) -> None:
+    def __init__(self, thresholds: Any, side: int, tolerance: float, needed: float = SAME_BOXES) -> None:
         self.lowest, self.limit = thresholds.score_thresh, thresholds.detections_per_img
-        self.side, self.tolerance = side, tolerance
+        self.side, self.tolerance, self.needed = side, tolerance, needed
         self.boxes = 0  # of the reference
         self.pictures = 0
         self.range = (math.inf, -math.inf)
@@ -216,15 +223,15 @@ class BoxComparison:
         if not len(pairs):
             return GateRow(batch_size, math.inf, math.inf, 0.0)
         same = 2 * int((pairs <= self.tolerance).sum()) / boxes
-        used = pairs[: len(pairs) - int(len(pairs) * (1 - SAME_BOXES))]
+        used = pairs[: len(pairs) - int(len(pairs) * (1 - self.needed))]
         return GateRow(batch_size, float(used[-1]), float(used.mean()), same)
 
     def problems(self, row: GateRow) -> list[str]:
-        if row.agreement >= SAME_BOXES:
+        if row.agreement >= self.needed:
             return []
         return [
             f"{row.agreement:.1%} of boxes are the same within {self.tolerance:.0e} of score and side; "
-            f"needed are {SAME_BOXES:.1%}; those that overlap differ by up to {row.max_diff:.1e}"
+            f"needed are {self.needed:.1%}; those that overlap differ by up to {row.max_diff:.1e}"
         ]
 
     def nothing(self) -> str:

@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
 
+from metamobile.deploy.form import deploy
+from metamobile.deploy.formats import FORMATS, PRECISIONS, Options, get_format, need_runtime, need_writer
 from metamobile.deploy.gate import GateResult, compare, pick_pictures
-from metamobile.deploy.onnx import export_onnx, mark_unverified
-from metamobile.deploy.runtimes import OnnxRuntime, Runtime, TorchRuntime
+from metamobile.deploy.runtimes import TorchRuntime
 from metamobile.errors import nearest
+from metamobile.files import move, remove
 from metamobile.weights.card import Card
 from metamobile.weights.find import SHIPPED
 from metamobile.weights.network import load_network
-
-
-@dataclass(frozen=True)
-class Exporter:
-    """One way out: the file's suffix, what writes it, what runs it, what marks it as not verified."""
-
-    suffix: str
-    write: Callable[[nn.Module, Card, Path], None]
-    open: Callable[[Path], Runtime]
-    mark: Callable[[Path, str], None]
-
-
-EXPORTERS = {"onnx": Exporter(".onnx", export_onnx, OnnxRuntime, mark_unverified)}
 
 
 def export(
@@ -38,23 +27,24 @@ def export(
     *,
     out: str | Path | None = None,
     verify: str | Path | None = None,
+    precision: str | Sequence[str] = ("fp32",),
     keep: bool = False,
     size: int | Sequence[int] | None = None,
 ) -> list[GateResult]:
-    """Write a file for each runtime in `to` into `out` (else beside the weights); compare it with PyTorch.
+    """Write a file for each runtime in `to` and `precision` into `out` (else beside the weights); compare it
+    with PyTorch.
 
-    A file that passes its gate takes its name; one that fails is removed, or with `keep` stays as
-    *.unverified.* and says so in its metadata. `verify` holds the pictures (see `pick_pictures`); `size`
-    (pixels, or height and width) overrides the model's own. A file takes pictures of one shape: see
-    `of_one_shape`. Errors: ValueError for an unknown name, a missing package, a model that cannot be exported
-    (Mask R-CNN), or a file that its runtime cannot open.
+    What is written is the network's deployed form (`metamobile.deploy`). A file that passes its gate takes
+    its name; one that fails is removed, or with `keep` stays as *.unverified.* and says so in itself.
+    `verify` holds the pictures (see `pick_pictures`); `size` (pixels, or height and width) overrides the
+    model's own. A file takes pictures of one shape: see `of_one_shape`. Errors: ValueError for an unknown
+    name, a missing package, a model that cannot be exported (Mask R-CNN), a precision that a format does not
+    have, or a file that its runtime cannot open.
     """
-    names = [to] if isinstance(to, str) else list(to)
+    names = list(dict.fromkeys([to] if isinstance(to, str) else to))
+    precisions = list(dict.fromkeys([precision] if isinstance(precision, str) else precision))
     for name in names:
-        if name not in EXPORTERS:
-            raise ValueError(
-                f"no exporter is called {name!r}; there are {', '.join(EXPORTERS)}{nearest(name, EXPORTERS)}"
-            )
+        check_format(name, precisions)
     network, card = load_network(model)
     if not getattr(network, "exports", True):
         head = getattr(network, "head_name", card.task)
@@ -67,42 +57,77 @@ def export(
     card = of_one_shape(card, model)
     pictures, source = pick_pictures(card, verify)
     reference = TorchRuntime(network, card)
-    return [
-        _export_one(
-            EXPORTERS[name], reference, _target(model, out, EXPORTERS[name].suffix), keep, pictures, source
-        )
-        for name in dict.fromkeys(names)
-    ]
+    deployed = deploy(network)
+    results = []
+    for name in names:
+        for each in precisions:
+            if each in FORMATS[name].precisions:
+                job = Job(name, Options(precision=each), _target(model, out, name, each), keep)
+                results.append(_export_one(job, deployed, reference, pictures, source))
+    return results
+
+
+def check_format(name: str, precisions: Sequence[str]) -> None:
+    """Errors: ValueError for a format or a precision that does not exist, or none of them together, and for a
+    package that is missing."""
+    get_format(name)
+    for each in precisions:
+        if each not in PRECISIONS:
+            raise ValueError(
+                f"precision {each!r} is unknown; expected {', '.join(PRECISIONS)}{nearest(each, PRECISIONS)}"
+            )
+    known = FORMATS[name].precisions
+    missing = [each for each in precisions if each not in known]
+    if len(missing) == len(precisions):
+        raise ValueError(f"{name} has no precision {', '.join(missing)} here; expected {', '.join(known)}")
+    if missing:
+        logging.getLogger(__name__).warning("%s has no %s here; it is left out", name, ", ".join(missing))
+    need_writer(name)
+    need_runtime(name, f"the gate for {name}")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to be written."""
+
+    format: str
+    options: Options
+    path: Path
+    keep: bool
 
 
 def _export_one(
-    exporter: Exporter, reference: TorchRuntime, path: Path, keep: bool, pictures: Sequence[Path], source: str
+    job: Job, deployed: nn.Module, reference: TorchRuntime, pictures: Sequence[Path], source: str
 ) -> GateResult:
+    module, path = get_format(job.format), job.path
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
-        exporter.write(reference.network, reference.card, aside)
-        result = compare(reference, exporter.open(aside), pictures, path=path, source=source)
+        module.write(deployed, reference.card, part, job.options)
+        candidate = module.open_file(part)
+        result = compare(
+            reference, candidate, pictures, path=path, source=source, precision=job.options.precision
+        )
         if result.passed:
-            os.replace(aside, path)
+            move(part, path)
         else:
-            path.unlink(missing_ok=True)  # an earlier export is of other weights
-        if not result.passed and keep:
+            remove(path)  # an earlier export is of other weights
+        if not result.passed and job.keep:
             result.path = path.with_suffix(f".unverified{path.suffix}")
-            exporter.mark(aside, "; ".join(result.problems))
-            os.replace(aside, result.path)
+            module.mark(part, "; ".join(result.problems))
+            move(part, result.path)
     finally:
-        aside.unlink(missing_ok=True)
+        remove(part)
     for problem in result.problems:
         logging.getLogger(__name__).warning("%s: %s", path, problem)
     return result
 
 
-def _target(model: str | Path, out: str | Path | None, suffix: str) -> Path:
-    """Where the file goes: run folder/model.onnx, weights.onnx beside weights.safetensors, else ./name.onnx.
-
-    In `out`, a run's file is called as the run is.
+def _target(model: str | Path, out: str | Path | None, name: str, precision: str) -> Path:
+    """Where the file goes: run folder/model.onnx, weights.onnx beside weights.safetensors, else ./name.onnx;
+    of another precision model.fp16.onnx. In `out`, a run's file is called as the run is.
     """
+    suffix = ("" if precision == "fp32" else f".{precision}") + FORMATS[name].suffix
     path = Path(model)
     if str(model) in SHIPPED or not path.exists():  # a name of shipped or of timm's weights
         return Path(out or ".") / f"{model}{suffix}".replace("/", "-")

@@ -73,14 +73,15 @@ def compare(
     source: str = "",
     batch_sizes: Sequence[int] = BATCH_SIZES,
     tolerance: float | None = None,
+    precision: str = "fp32",
 ) -> GateResult:
     """Run all pictures through both, once for each batch size; never raises for a candidate that differs.
 
     It passes where classes and preprocessing are the same, and the answers: of logits the largest difference
     is at most `tolerance` (1e-4) of the largest reference logit, and every picture, or every pixel, has the
     same best class (of two that lie nearer than that, either); of boxes 99.5 % are the same within
-    `tolerance` (1e-3) of a score and of the picture's side. Errors: ValueError where the reference gives
-    nothing to compare with.
+    `tolerance` (1e-3) of a score and of the picture's side. A `precision` below fp32 has bounds of its own,
+    in `comparisons`. Errors: ValueError where the reference gives nothing to compare with.
     """
     record, other = reference.card.preprocess, candidate.card.preprocess
     kind: Comparison | None = None
@@ -92,7 +93,7 @@ def compare(
         theirs = ours if other == record else _pixels(chunk, other)
         expected = reference.run(ours)
         if kind is None:
-            kind = comparison_of(expected, reference, max(ours.shape[2:]), tolerance)
+            kind = comparison_of(expected, reference, max(ours.shape[2:]), tolerance, precision)
         kind.see(expected)
         for size in batch_sizes:
             if size in broken:

@@ -1,22 +1,21 @@
-"""Whatever runs a model, behind one call. ONNX Runtime's side imports no torch.
+"""Whatever runs a model, behind one call. Imports no torch, unless it is what runs.
 
 B batch, H W height and width, K classes.
 """
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metamobile.weights.card import KEY, Card
+from metamobile.deploy.formats import format_of, get_format, need_runtime
+from metamobile.weights.card import Card
 from metamobile.weights.find import find_model
 
 if TYPE_CHECKING:
-    import onnxruntime
     from torch import nn
 
 INPUT, OUTPUT = "pixels", "logits"
@@ -71,37 +70,6 @@ def to_arrays(outputs: Any) -> Any:
     return (outputs.float() if outputs.is_floating_point() else outputs).cpu().numpy()
 
 
-class OnnxRuntime:
-    """An exported .onnx file in ONNX Runtime; its card is in the file."""
-
-    name = "ONNX Runtime"
-
-    def __init__(self, path: str | Path, device: str = "cpu") -> None:
-        self.path = Path(path)
-        self.session = _open_session(self.path, device)
-        metadata = self.session.get_modelmeta().custom_metadata_map
-        if KEY not in metadata:
-            raise ValueError(
-                f"{self.path}: ONNX without a metamobile card; expected a file that `metamobile export` "
-                "wrote, as only such a file tells its preprocessing and its classes"
-            )
-        self.card = Card.from_json(metadata[KEY])
-        names = {output.name for output in self.session.get_outputs()}
-        self.detects = names >= set(DETECTIONS)
-        if UNVERIFIED in metadata:
-            logging.getLogger(__name__).warning("%s failed its gate: %s", self.path, metadata[UNVERIFIED])
-
-    def run(self, batch: Pixels) -> Any:
-        from onnxruntime.capi import onnxruntime_pybind11_state as errors
-
-        try:
-            found = self.session.run(list(DETECTIONS) if self.detects else [OUTPUT], {INPUT: batch})
-        except (errors.Fail, errors.InvalidArgument, errors.RuntimeException) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"{self.path} cannot run on {batch.shape} ({reason})") from error
-        return by_picture(found, len(batch)) if self.detects else found[0]
-
-
 def by_picture(found: list[NDArray[Any]], count: int) -> list[dict[str, NDArray[Any]]]:
     """`DETECTIONS` of all pictures -> boxes, scores and labels of each of `count`, in their order."""
     boxes, scores, labels, picture = found
@@ -109,13 +77,30 @@ def by_picture(found: list[NDArray[Any]], count: int) -> list[dict[str, NDArray[
     return [{"boxes": boxes[row], "scores": scores[row], "labels": labels[row]} for row in rows]
 
 
-def open_runtime(model: str | Path, device: str = "cpu") -> TorchRuntime | OnnxRuntime:
+def answers(found: list[NDArray[Any]], task: str) -> Any:
+    """Outputs of a file without suppression of its own, as `Runtime.run` gives them: logits, or of
+    `decoding.Detections` the boxes, scores and labels of each picture, without the empty places."""
+    if task != "detect":
+        return found[0]
+    boxes, scores, labels = found
+    real = scores >= 0
+    return [
+        {"boxes": b[r], "scores": s[r], "labels": la[r].astype(np.int64)}
+        for b, s, la, r in zip(boxes, scores, labels, real, strict=True)
+    ]
+
+
+def open_runtime(model: str | Path, device: str = "cpu") -> Runtime:
     """The runtime for a run folder, a weights file, an exported file, shipped weights or a timm name.
 
     Errors: ValueError that names what is wrong with it.
     """
-    if Path(model).suffix == ".onnx":
-        return OnnxRuntime(find_model(model), device)
+    name = format_of(model)
+    if name is not None:
+        path = find_model(model)
+        need_runtime(name, path)
+        runtime: Runtime = get_format(name).open_file(path, device)
+        return runtime
     from metamobile.weights.network import load_network
 
     network, card = load_network(model)
@@ -138,28 +123,3 @@ def pick_device(name: str):  # -> torch.device, which is not imported here
             f"device {name!r} cannot be used ({reason}); expected auto, cpu, cuda, cuda:1, mps"
         ) from error
     return device
-
-
-def _open_session(path: Path, device: str) -> onnxruntime.InferenceSession:
-    try:
-        import onnxruntime
-        from onnxruntime.capi import onnxruntime_pybind11_state as errors
-    except ModuleNotFoundError as error:
-        raise ValueError(f'{path} needs ONNX Runtime: pip install "metamobile[onnx]"') from error
-    providers = {
-        "cpu": ["CPUExecutionProvider"],
-        "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
-    }
-    available = [
-        name for name, chain in providers.items() if chain[0] in onnxruntime.get_available_providers()
-    ]
-    wanted = available[-1] if device == "auto" else device
-    if wanted not in available:
-        raise ValueError(
-            f"this ONNX Runtime cannot use device {device!r}; it has auto, {', '.join(available)}"
-        )
-    try:
-        return onnxruntime.InferenceSession(path, providers=providers[wanted])
-    except (errors.Fail, errors.InvalidProtobuf, errors.InvalidGraph, errors.NotImplemented) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: ONNX Runtime cannot read it, it may be truncated ({reason})") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from metamobile.deploy.formats import FORMATS, format_of
 from metamobile.errors import nearest
 from metamobile.files import cache_folder
 from metamobile.weights.published import PUBLISHED, published_name
@@ -13,7 +14,7 @@ SHIPPED: dict[str, Path] = {
     "emo_1m.imagenette": Path(__file__).parent / "shipped" / "emo_1m.imagenette.safetensors",
 }
 WEIGHTS = "model.safetensors"  # in a run folder
-SUFFIXES = (".safetensors", ".onnx")
+SUFFIXES = (".safetensors", *(one.suffix for one in FORMATS.values()))
 
 
 def find_model(name: str | Path, others: Iterable[str] = ()) -> Path:
@@ -30,7 +31,7 @@ def find_model(name: str | Path, others: Iterable[str] = ()) -> Path:
         return shipped
     path = Path(name)
     if path.is_dir():
-        return _in_folder(path)
+        return path if format_of(path) else _in_folder(path)  # some formats are folders
     if not path.exists():
         published = published_name(str(name))
         if published is not None:
@@ -74,7 +75,7 @@ def _in_folder(folder: Path) -> Path:
             f"{folder}: this run has no {WEIGHTS} yet, so no epoch was finished; "
             f"`metamobile train --resume {folder}` goes on"
         )
-    exported = sorted(folder.glob("*.onnx"))
+    exported = sorted(path for path in folder.iterdir() if format_of(path))
     hint = f"; it holds {exported[0].name}, which can be given itself" if exported else ""
     raise ValueError(f"{folder}: not a run folder, as it holds no {WEIGHTS}{hint}")
 

@@ -1,7 +1,8 @@
 """What a detector's and a segmenter's file answers, beside the network itself.
 
-A detector's decoding is in the file: `Candidates` in PyTorch, then suppression by ONNX's own operator, whose
-number of boxes no traced network could have. Together they are `metamobile.models.detection.select`.
+A detector's decoding is in the file: `Candidates` in PyTorch, then suppression, by ONNX's own operator, whose
+number of boxes no traced network could have, or elsewhere by `Detections`, with a fixed number of places.
+Together they are `metamobile.models.detection.select`.
 
 B batch, H W height and width, A anchors, K classes, C candidates of a picture, M boxes of all pictures.
 """
@@ -60,9 +61,59 @@ class Candidates(nn.Module):
         return boxes, apart, torch.where(real, scores, -1.0), labels
 
 
-def output_names(network: nn.Module) -> tuple[nn.Module, list[str]]:
-    """The module to export, and the names of its outputs."""
+class Detections(nn.Module):
+    """A detector with all its decoding: (B, 3, H, W) -> boxes (B, M, 4), scores (B, M), labels (B, M) int32.
+
+    M is the most boxes that it may answer; places without one have the score -1. Suppression is written in
+    products, as few converters have it: a candidate is dropped if a better one of its class that stays
+    overlaps it, found by `ROUNDS` repetitions. Longer chains of boxes, each dropped by the one before, would
+    end otherwise; the gate would show it. Of all levels the `BEST` candidates take part.
+    """
+
+    BEST, ROUNDS = 1000, 24
+
+    def __init__(self, detector: OneStage) -> None:
+        super().__init__()
+        self.candidates = Candidates(detector)
+        holder = detector.thresholds()
+        self.lowest, self.overlap = holder.score_thresh, holder.nms_thresh
+        self.limit = holder.detections_per_img
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        boxes, apart, scores, labels = self.candidates(images)
+        count = min(self.BEST, scores.shape[1])
+        scores, place = scores.topk(count)
+        where = place[..., None].expand(-1, -1, 4)
+        boxes, apart, labels = boxes.gather(1, where), apart.gather(1, where), labels.gather(1, place)
+        better = torch.ones(count, count, dtype=boxes.dtype, device=boxes.device).triu(1)
+        drops = (overlaps(apart) > self.overlap).to(boxes.dtype) * better  # row over column
+        valid = (scores > self.lowest).to(boxes.dtype)
+        stays = valid
+        for _ in range(self.ROUNDS):
+            dropped = (stays[:, None] @ drops)[:, 0]
+            stays = valid * (dropped < 0.5).to(boxes.dtype)
+        scores = torch.where(stays > 0.5, scores, -1.0)
+        scores, place = scores.topk(min(self.limit, count))
+        boxes = boxes.gather(1, place[..., None].expand(-1, -1, 4))
+        return boxes, scores, labels.gather(1, place).to(torch.int32)
+
+
+def overlaps(boxes: Tensor) -> Tensor:
+    """(B, C, 4) -> intersection over union of each two, (B, C, C)."""
+    x1, y1, x2, y2 = (boxes[..., side] for side in range(4))
+    wide = torch.minimum(x2[:, :, None], x2[:, None]) - torch.maximum(x1[:, :, None], x1[:, None])
+    tall = torch.minimum(y2[:, :, None], y2[:, None]) - torch.maximum(y1[:, :, None], y1[:, None])
+    both = wide.clamp(min=0) * tall.clamp(min=0)
+    area = (x2 - x1) * (y2 - y1)
+    return both / (area[:, :, None] + area[:, None] - both).clamp(min=1e-9)
+
+
+def output_names(network: nn.Module, *, suppression: bool = False) -> tuple[nn.Module, list[str]]:
+    """The module to export, and the names of its outputs; a detector's end in candidates, or with
+    `suppression` in boxes."""
     if isinstance(network, OneStage):
+        if suppression:
+            return Detections(network), list(DETECTIONS[:3])
         return Candidates(network), list(CANDIDATE_OUTPUTS)
     if isinstance(network, Segmenter):
         return WithClasses(network), ["logits", "classes"]

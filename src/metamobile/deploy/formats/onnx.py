@@ -1,0 +1,125 @@
+"""A network as one ONNX file, run by ONNX Runtime: any batch size, a fixed picture size, the card in its
+metadata."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metamobile.deploy.formats import PLAIN, Options, need_writer
+from metamobile.deploy.runtimes import DETECTIONS, INPUT, OUTPUT, UNVERIFIED, Pixels, by_picture
+from metamobile.weights.card import KEY, Card
+
+if TYPE_CHECKING:
+    import onnxruntime
+    from torch import nn
+
+
+def write(network: nn.Module, card: Card, path: str | Path, options: Options = PLAIN) -> None:
+    """Write `network`, as it computes in evaluation mode, for pictures of the card's size.
+
+    Input "pixels" (batch, 3, H, W) float32, preprocessed as the card says. Output "logits" (batch, K); of a
+    segmenter (batch, K, H, W), and "classes" (batch, H, W), the best of each pixel; a detector's are in
+    `add_suppression`.
+    Errors: ValueError where a package of the extra `onnx` is missing.
+    """
+    need_writer("onnx")
+    import onnx
+    import torch
+
+    from metamobile.deploy.decoding import add_suppression, output_names
+    from metamobile.models.detection import OneStage
+
+    # Two pictures, as torch.export takes a size of one for a constant. Batch norm stays: runtimes fold it.
+    example = torch.zeros(2, 3, *card.preprocess.size)
+    module, names = output_names(network.cpu().eval())
+    program = torch.onnx.export(
+        module.eval(),
+        (example,),
+        input_names=[INPUT],
+        output_names=names,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None  # None only from the exporter before dynamo
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # stack traces with this machine's paths, a seventh of the file
+    program.model.metadata_props[KEY] = card.to_json()
+    if not isinstance(network, OneStage):
+        program.save(str(path), external_data=False)
+        return
+    model = program.model_proto
+    add_suppression(model, network)
+    onnx.save(model, path)
+
+
+class OnnxRuntime:
+    """An exported .onnx file in ONNX Runtime; its card is in the file."""
+
+    name = "ONNX Runtime"
+
+    def __init__(self, path: str | Path, device: str = "cpu") -> None:
+        self.path = Path(path)
+        self.session = _open_session(self.path, device)
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        if KEY not in metadata:
+            raise ValueError(
+                f"{self.path}: ONNX without a metamobile card; expected a file that `metamobile export` "
+                "wrote, as only such a file tells its preprocessing and its classes"
+            )
+        self.card = Card.from_json(metadata[KEY])
+        names = {output.name for output in self.session.get_outputs()}
+        self.detects = names >= set(DETECTIONS)
+        if UNVERIFIED in metadata:
+            logging.getLogger(__name__).warning("%s failed its gate: %s", self.path, metadata[UNVERIFIED])
+
+    def run(self, batch: Pixels) -> Any:
+        from onnxruntime.capi import onnxruntime_pybind11_state as errors
+
+        try:
+            found = self.session.run(list(DETECTIONS) if self.detects else [OUTPUT], {INPUT: batch})
+        except (errors.Fail, errors.InvalidArgument, errors.RuntimeException) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{self.path} cannot run on {batch.shape} ({reason})") from error
+        return by_picture(found, len(batch)) if self.detects else found[0]
+
+
+open_file = OnnxRuntime
+
+
+def mark(path: str | Path, reason: str) -> None:
+    """Say in the file's metadata that it failed its gate."""
+    import onnx
+
+    model = onnx.load(path)
+    onnx.helper.set_model_props(
+        model, {entry.key: entry.value for entry in model.metadata_props} | {UNVERIFIED: reason}
+    )
+    onnx.save(model, path)
+
+
+def _open_session(path: Path, device: str) -> onnxruntime.InferenceSession:
+    try:
+        import onnxruntime
+        from onnxruntime.capi import onnxruntime_pybind11_state as errors
+    except ModuleNotFoundError as error:
+        raise ValueError(f'{path} needs ONNX Runtime: pip install "metamobile[onnx]"') from error
+    providers = {
+        "cpu": ["CPUExecutionProvider"],
+        "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    }
+    available = [
+        name for name, chain in providers.items() if chain[0] in onnxruntime.get_available_providers()
+    ]
+    wanted = available[-1] if device == "auto" else device
+    if wanted not in available:
+        raise ValueError(
+            f"this ONNX Runtime cannot use device {device!r}; it has auto, {', '.join(available)}"
+        )
+    try:
+        return onnxruntime.InferenceSession(path, providers=providers[wanted])
+    except (errors.Fail, errors.InvalidProtobuf, errors.InvalidGraph, errors.NotImplemented) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: ONNX Runtime cannot read it, it may be truncated ({reason})") from error
