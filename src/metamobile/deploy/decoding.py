@@ -9,7 +9,7 @@ B batch, H W height and width, A anchors, K classes, C candidates of a picture, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,7 @@ class Detections(nn.Module):
     def __init__(self, detector: OneStage) -> None:
         super().__init__()
         self.candidates = Candidates(detector)
-        holder = detector.thresholds()
+        holder: Any = detector.thresholds()
         self.lowest, self.overlap = holder.score_thresh, holder.nms_thresh
         self.limit = holder.detections_per_img
 

@@ -50,7 +50,30 @@ class Format:
 
 
 FORMATS = {
-    "onnx": Format(".onnx", "ONNX Runtime", "onnx", ("onnx", "onnxscript", "onnxruntime"), ("onnxruntime",)),
+    "onnx": Format(
+        ".onnx",
+        "ONNX Runtime",
+        "onnx",
+        ("onnx", "onnxscript", "onnxruntime"),
+        ("onnxruntime",),
+        ("fp32", "fp16", "int8"),
+    ),
+    "openvino": Format(
+        ".openvino",
+        "OpenVINO",
+        "openvino",
+        ("onnx", "onnxscript", "onnxruntime", "openvino"),
+        ("openvino",),
+        ("fp32", "fp16", "int8"),
+    ),
+    "executorch": Format(
+        ".pte", "ExecuTorch", "executorch", ("executorch",), ("executorch",), ("fp32", "int8")
+    ),
+    "litert": Format(
+        ".tflite", "LiteRT", "litert", ("litert_torch",), ("ai_edge_litert",), ("fp32", "fp16", "int8")
+    ),
+    "coreml": Format(".mlpackage", "Core ML", "coreml", ("coremltools",), ("coremltools",), ("fp32", "fp16")),
+    "ncnn": Format(".ncnn", "ncnn", "ncnn", ("pnnx", "ncnn"), ("ncnn",), ("fp32", "fp16")),
     "torch-export": Format(".pt2", "torch.export"),
 }
 MODULES = {"torch-export": "torch_export"}  # where a module's name is not the format's

@@ -13,25 +13,31 @@ from metamobile.weights.card import KEY, Card
 
 if TYPE_CHECKING:
     import onnxruntime
+    from onnx import ModelProto
     from torch import nn
 
 
 def write(network: nn.Module, card: Card, path: str | Path, options: Options = PLAIN) -> None:
-    """Write `network`, as it computes in evaluation mode, for pictures of the card's size.
+    """Write `build`'s model. Errors: ValueError where a package of the extra `onnx` is missing."""
+    need_writer("onnx")
+    import onnx
+
+    onnx.save(build(network, card, options), path)
+
+
+def build(network: nn.Module, card: Card, options: Options = PLAIN) -> ModelProto:
+    """`network`, as it computes in evaluation mode, for pictures of the card's size.
 
     Input "pixels" (batch, 3, H, W) float32, preprocessed as the card says. Output "logits" (batch, K); of a
     segmenter (batch, K, H, W), and "classes" (batch, H, W), the best of each pixel; a detector's are in
     `add_suppression`.
-    Errors: ValueError where a package of the extra `onnx` is missing.
     """
-    need_writer("onnx")
-    import onnx
     import torch
 
     from metamobile.deploy.decoding import add_suppression, output_names
     from metamobile.models.detection import OneStage
 
-    # Two pictures, as torch.export takes a size of one for a constant. Batch norm stays: runtimes fold it.
+    # Two pictures, as torch.export takes a size of one for a constant.
     example = torch.zeros(2, 3, *card.preprocess.size)
     module, names = output_names(network.cpu().eval())
     program = torch.onnx.export(
@@ -47,12 +53,10 @@ def write(network: nn.Module, card: Card, path: str | Path, options: Options = P
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces with this machine's paths, a seventh of the file
     program.model.metadata_props[KEY] = card.to_json()
-    if not isinstance(network, OneStage):
-        program.save(str(path), external_data=False)
-        return
-    model = program.model_proto
-    add_suppression(model, network)
-    onnx.save(model, path)
+    model: ModelProto = program.model_proto
+    if isinstance(network, OneStage):
+        add_suppression(model, network)
+    return model
 
 
 class OnnxRuntime:
