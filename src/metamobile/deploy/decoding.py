@@ -70,7 +70,7 @@ class Detections(nn.Module):
     end otherwise; the gate would show it. Of all levels the `BEST` candidates take part.
     """
 
-    BEST, ROUNDS = 1000, 24
+    BEST, ROUNDS = 1500, 24
 
     def __init__(self, detector: OneStage) -> None:
         super().__init__()

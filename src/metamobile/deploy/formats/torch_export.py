@@ -62,8 +62,13 @@ class TorchExport:
     def run(self, batch: Pixels) -> Any:
         import torch
 
-        with torch.inference_mode():
-            found = self.module(torch.from_numpy(batch).to(self.device))
+        try:
+            with torch.inference_mode():
+                found = self.module(torch.from_numpy(batch).to(self.device))
+        except (AssertionError, RuntimeError) as error:  # the first from a guard on the size
+            raise ValueError(
+                f"{self.path} cannot run on {batch.shape} ({str(error).splitlines()[0]})"
+            ) from error
         return answers(to_arrays(list(found) if isinstance(found, tuple) else [found]), self.card.task)
 
 
