@@ -56,6 +56,7 @@ _WHERE = {
 __all__ = [
     "check",
     "create_model",
+    "deploy",
     "evaluate",
     "explain",
     "export",
@@ -87,6 +88,8 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     return sorted([*globals(), *_WHERE])
 
+
+from metamobile import deploy as deploy  # noqa: E402  # a package that can be called: it imports nothing heavy
 
 # The command answers --help, and runs ONNX files, without torch; there, networks register when needed.
 if "metamobile_cli" not in sys.modules:

@@ -1,0 +1,145 @@
+"""A network in OpenVINO's own format: a folder with model.xml and model.bin, of any batch size and a fixed
+picture size; the card is in the xml's runtime information.
+
+It comes by way of ONNX, so that its inputs and outputs are those of the .onnx file.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+from metamobile.deploy.formats import PLAIN, Options, need_writer
+from metamobile.deploy.runtimes import DETECTIONS, INPUT, OUTPUT, UNVERIFIED, Pixels, by_picture
+from metamobile.files import write_text
+from metamobile.weights.card import KEY, Card
+
+if TYPE_CHECKING:
+    import openvino
+    from onnx import ModelProto
+    from torch import nn
+
+MODEL = "model.xml"  # the weights are in model.bin beside it
+THREADS = "METAMOBILE_THREADS"
+
+
+def write(network: nn.Module, card: Card, path: str | Path, options: Options = PLAIN) -> None:
+    """Write `network`, as it computes in evaluation mode, for pictures of the card's size.
+
+    Errors: ValueError where a package of the extra `openvino` is missing.
+    """
+    need_writer("openvino")
+    from metamobile.deploy.formats import onnx
+
+    from_onnx(onnx.build(network, card, options), card, path, half=options.precision == "fp16")
+
+
+def from_onnx(model: ModelProto, card: Card, path: str | Path, *, half: bool = False) -> None:
+    """Write an ONNX model, quantised ones too, as the folder `path`; with `half` its weights in half
+    precision."""
+    import openvino
+
+    # Not convert_model, which reports its use to Intel; the compiler optimises either way.
+    converted = openvino.Core().read_model(io.BytesIO(model.SerializeToString()))
+    converted.set_rt_info(card.to_json(), KEY)
+    # Where OpenVINO's own tools look for names; they part them at spaces.
+    labels = " ".join(name.replace(" ", "_") for name in card.names)
+    converted.set_rt_info(labels, ["model_info", "labels"])
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    openvino.save_model(converted, folder / MODEL, compress_to_fp16=half)
+
+
+class OpenVino:
+    """An exported folder in OpenVINO, computing in single precision.
+
+    `device` is cpu, auto (OpenVINO's choice of what is there), gpu or npu; METAMOBILE_THREADS sets the
+    processor's threads.
+    """
+
+    name = "OpenVINO"
+
+    def __init__(self, path: str | Path, device: str = "cpu") -> None:
+        self.path = Path(path)
+        core, where = _open_core(self.path, device)
+        try:
+            model = core.read_model(self.path / MODEL)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{self.path}: OpenVINO cannot read it, it may be truncated ({_reason(error)})"
+            ) from error
+        if not model.has_rt_info(KEY):
+            raise ValueError(
+                f"{self.path}: OpenVINO without a metamobile card; expected a folder that `metamobile "
+                "export` wrote, as only such a one tells its preprocessing and its classes"
+            )
+        self.card = Card.from_json(model.get_rt_info(KEY).astype(str))
+        names = {name for output in model.outputs for name in output.get_names()}
+        self.detects = names >= set(DETECTIONS)
+        if model.has_rt_info(UNVERIFIED):
+            reason = model.get_rt_info(UNVERIFIED).astype(str)
+            logging.getLogger(__name__).warning("%s failed its gate: %s", self.path, reason)
+        try:
+            self.model = core.compile_model(model, where)
+        except RuntimeError as error:
+            raise ValueError(f"{self.path}: OpenVINO cannot run it on {device} ({_reason(error)})") from error
+
+    def run(self, batch: Pixels) -> Any:
+        try:
+            found = self.model({INPUT: batch})
+        except RuntimeError as error:
+            raise ValueError(f"{self.path} cannot run on {batch.shape} ({_reason(error)})") from error
+        if self.detects:
+            return by_picture([found[name] for name in DETECTIONS], len(batch))
+        return found[OUTPUT]
+
+
+open_file = OpenVino
+
+
+def mark(path: str | Path, reason: str) -> None:
+    """Say in the xml's runtime information that the file failed its gate."""
+    xml = Path(path) / MODEL
+    root = ElementTree.parse(xml).getroot()
+    info = root.find("rt_info")
+    assert info is not None  # the card is there
+    ElementTree.SubElement(info, UNVERIFIED, value=reason)
+    write_text(xml, ElementTree.tostring(root, encoding="unicode", xml_declaration=True))
+
+
+def _open_core(path: Path, device: str) -> tuple[openvino.Core, str]:
+    """OpenVINO with its settings, and its own name for `device`."""
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise ValueError(f'{path} needs OpenVINO: pip install "metamobile[openvino]"') from error
+    core = openvino.Core()
+    # A processor that has bfloat16 would take it unasked: answers then differ by some hundredths.
+    core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32", **_threads()})
+    available = core.available_devices
+    known = {"auto": "AUTO" if len(available) > 1 else "CPU", **{name.lower(): name for name in available}}
+    if device not in known:
+        raise ValueError(f"this OpenVINO cannot use device {device!r}; it has {', '.join(known)}")
+    where = known[device]
+    if where.startswith("GPU"):
+        core.set_property(where, {"INFERENCE_PRECISION_HINT": "f32"})
+    return core, where
+
+
+def _threads() -> dict[str, int]:
+    given = os.environ.get(THREADS)
+    if not given:
+        return {}
+    if not given.isdecimal() or int(given) < 1:
+        raise ValueError(f"{THREADS} is {given!r}; expected a number of threads from 1, or nothing")
+    return {"INFERENCE_NUM_THREADS": int(given)}
+
+
+def _reason(error: Exception) -> str:
+    """The last line of OpenVINO's message; places in its source stand before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
