@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from metamobile.deploy.bench import bench
     from metamobile.deploy.export import export
     from metamobile.inference.evaluate import evaluate
     from metamobile.inference.model import from_pretrained, load
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
+    "bench": "metamobile.deploy.bench:bench",
     "check": "metamobile.tasks.look:check",
     "create_model": "metamobile.models.create:create_model",
     "eval": "metamobile.inference.evaluate:evaluate",  # the verb's name
@@ -54,6 +56,7 @@ _WHERE = {
 }
 
 __all__ = [
+    "bench",
     "check",
     "create_model",
     "deploy",

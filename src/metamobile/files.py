@@ -41,6 +41,13 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def bytes_of(path: Path) -> int:
+    """Size of a file, or of all files in a folder."""
+    if path.is_dir():
+        return sum(one.stat().st_size for one in path.rglob("*") if one.is_file())
+    return path.stat().st_size
+
+
 def write_text(path: str | Path, text: str) -> None:
     with aside(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")

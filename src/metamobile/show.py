@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from metamobile.files import bytes_of
 from metamobile.tasks import get_results
 
 if TYPE_CHECKING:
+    from metamobile.deploy.cost import Cost
     from metamobile.deploy.gate import GateResult
     from metamobile.study.operators import OperatorRow
 
@@ -27,12 +29,26 @@ def print_gate(gate: GateResult) -> None:
         agreement = f"{100 * row.agreement:.1f} %"
         rows.append([f"{row.batch_size}", f"{row.max_diff:.2e}", *share, f"{row.mean_diff:.2e}", agreement])
     print_table("", [*columns, ">mean difference", f">{gate.same}"], rows)
+    if gate.cost is not None:
+        print_cost(gate.cost)
     if gate.passed:
-        size = gate.path.stat().st_size / 1e6
-        typer.secho(f"PASS  {gate.path}, {size:.1f} MB", fg="green")
+        size = f"{bytes_of(gate.path) / 1e6:.1f} MB"
+        if gate.executed:
+            typer.secho(f"PASS  {gate.path}, {size}", fg="green")
+        else:
+            typer.secho(f"converted, not executed  {gate.path}, {size}", fg="yellow")
     else:
         kept = ".unverified" in gate.path.suffixes
         typer.secho(f"FAIL  {gate.path}{' kept' if kept else ' not written'}", fg="red")
+
+
+def print_cost(cost: Cost) -> None:
+    """What a lower precision costs, in one line."""
+    measured = f"{cost.figure} not measured ({cost.why})"
+    if cost.before is not None and cost.after is not None:
+        change = f"{cost.before:.2f} to {cost.after:.2f} {cost.unit}"
+        measured = f"{cost.figure} {change} on {cost.pictures:,} pictures"
+    print(f"{measured}; {cost.size:.2f} of the size and {cost.time:.2f} of the time of the fp32 file")
 
 
 def print_answers(task: str, results: Sequence[Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
+from metamobile_cli.exported import bench, export
 from metamobile_cli.options import (
     BATCH_SIZE,
     DATA,
@@ -24,7 +25,6 @@ from metamobile_cli.options import (
     parse_numbers,
     parse_size,
     remark,
-    split_commas,
     split_models,
     split_settings,
 )
@@ -276,34 +276,8 @@ def predict(
     raise typer.Exit(1 if predictions.failures else 0)
 
 
-@app.command()
-def export(
-    model: Annotated[str, MODEL],
-    to: Annotated[list[str], Option(metavar="RUNTIME", help="onnx, torch-export, ...; several by commas.")],
-    out: Annotated[
-        Path | None, Option(metavar="DIR", help="Folder for the files; else the run folder.")
-    ] = None,
-    verify: Annotated[
-        str | None, Option(metavar="FOLDER", help="Pictures for the gate; else the run's own, else shapes.")
-    ] = None,
-    precision: Annotated[
-        list[str] | None, Option(metavar="P", help="fp32, fp16 or int8; several by commas.")
-    ] = None,
-    size: Annotated[str | None, SIZE] = None,
-    keep: Annotated[bool, Option("--keep", help="Keep a file that failed its gate.")] = False,
-) -> None:
-    """Write files for other runtimes, each compared with PyTorch on pictures. Exit code 1 if one differs."""
-    pixels = parse_size(size)
-    from metamobile.deploy.export import export
-    from metamobile.show import print_gate
-
-    wanted = split_commas(precision) if precision else ["fp32"]
-    gates = export(
-        model, to=split_commas(to), out=out, verify=verify, precision=wanted, keep=keep, size=pixels
-    )
-    for gate in gates:
-        print_gate(gate)
-    raise typer.Exit(0 if all(gate.passed for gate in gates) else 1)
+app.command()(export)
+app.command()(bench)
 
 
 @app.command()

@@ -5,20 +5,38 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from torch import nn
 
+from metamobile.data.pictures import find_pictures, read_picture
+from metamobile.deploy.cost import Cost, data_of, measure_cost
 from metamobile.deploy.form import deploy
-from metamobile.deploy.formats import FORMATS, PRECISIONS, Options, get_format, need_runtime, need_writer
-from metamobile.deploy.gate import GateResult, compare, pick_pictures
-from metamobile.deploy.runtimes import TorchRuntime
+from metamobile.deploy.formats import (
+    FORMATS,
+    PRECISIONS,
+    Options,
+    format_of,
+    get_format,
+    need_runtime,
+    need_writer,
+)
+from metamobile.deploy.gate import GateResult, compare, pick_pictures, spread
+from metamobile.deploy.raw import reader
+from metamobile.deploy.runtimes import Runtime, TorchRuntime
+from metamobile.deploy.usage import write_usage
 from metamobile.errors import nearest
-from metamobile.files import move, remove
+from metamobile.files import bytes_of, move, remove
+from metamobile.tasks import get_data
+from metamobile.training.recipe import DataSettings
 from metamobile.weights.card import Card
 from metamobile.weights.find import SHIPPED
 from metamobile.weights.network import load_network
+
+CALIBRATION = 256  # pictures
 
 
 def export(
@@ -28,6 +46,8 @@ def export(
     out: str | Path | None = None,
     verify: str | Path | None = None,
     precision: str | Sequence[str] = ("fp32",),
+    calibrate: str | Path | None = None,
+    with_preprocessing: bool = False,
     keep: bool = False,
     size: int | Sequence[int] | None = None,
 ) -> list[GateResult]:
@@ -37,14 +57,17 @@ def export(
     What is written is the network's deployed form (`metamobile.deploy`). A file that passes its gate takes
     its name; one that fails is removed, or with `keep` stays as *.unverified.* and says so in itself.
     `verify` holds the pictures (see `pick_pictures`); `size` (pixels, or height and width) overrides the
-    model's own. A file takes pictures of one shape: see `of_one_shape`. Errors: ValueError for an unknown
-    name, a missing package, a model that cannot be exported (Mask R-CNN), a precision that a format does not
-    have, or a file that its runtime cannot open.
+    model's own. A file takes pictures of one shape: see `of_one_shape`. int8 is calibrated on pictures in
+    `calibrate`, else on the model's training pictures; what a precision below fp32 costs is measured on
+    `verify`, else on the model's own validation pictures. `with_preprocessing` puts that into the graph.
+    USE.md beside the files says how to load them. Errors: ValueError for an unknown name, a missing package,
+    a model that cannot be exported (Mask R-CNN), a precision that a format does not have, or a file that its
+    runtime cannot open.
     """
     names = list(dict.fromkeys([to] if isinstance(to, str) else to))
-    precisions = list(dict.fromkeys([precision] if isinstance(precision, str) else precision))
+    precisions = [precision] if isinstance(precision, str) else list(precision)
     for name in names:
-        check_format(name, precisions)
+        check_format(name, precisions, with_preprocessing)
     network, card = load_network(model)
     if not getattr(network, "exports", True):
         head = getattr(network, "head_name", card.task)
@@ -56,21 +79,32 @@ def export(
         card = at_size(card, size)
     card = of_one_shape(card, model)
     pictures, source = pick_pictures(card, verify)
-    reference = TorchRuntime(network, card)
-    deployed = deploy(network)
+    calibration = pick_calibration(card, calibrate) if "int8" in precisions else ()
+    shop = Workshop(
+        deploy(network), TorchRuntime(network, card), pictures, source, data_of(card, verify), keep
+    )
     results = []
     for name in names:
-        for each in precisions:
-            if each in FORMATS[name].precisions:
-                job = Job(name, Options(precision=each), _target(model, out, name, each), keep)
-                results.append(_export_one(job, deployed, reference, pictures, source))
+        for each in sorted(set(precisions) & set(FORMATS[name].precisions), key=PRECISIONS.index):
+            options = Options(each, calibration if each == "int8" else (), preprocessing=with_preprocessing)
+            results.append(shop.make(name, options, _target(model, out, name, options)))
+    for folder in dict.fromkeys(result.path.parent for result in results):
+        write_usage(folder, [path for path in sorted(folder.iterdir()) if is_export(path)])
     return results
 
 
-def check_format(name: str, precisions: Sequence[str]) -> None:
-    """Errors: ValueError for a format or a precision that does not exist, or none of them together, and for a
-    package that is missing."""
+def is_export(path: Path) -> bool:
+    """A file or folder that `export` wrote and the gate passed."""
+    return format_of(path) is not None and ".unverified" not in path.suffixes and path.name[0] != "."
+
+
+def check_format(name: str, precisions: Sequence[str], preprocessing: bool = False) -> None:
+    """Errors: ValueError for a format or a precision that does not exist, or none of them together, for what
+    a format cannot do, and for a package that is missing."""
     get_format(name)
+    if preprocessing and "preprocessing" not in FORMATS[name].can:
+        able = ", ".join(key for key, one in FORMATS.items() if "preprocessing" in one.can)
+        raise ValueError(f"{name} has no preprocessing in the file; {able} have it: leave it out, or these")
     for each in precisions:
         if each not in PRECISIONS:
             raise ValueError(
@@ -86,48 +120,93 @@ def check_format(name: str, precisions: Sequence[str]) -> None:
     need_runtime(name, f"the gate for {name}")
 
 
-@dataclass(frozen=True)
-class Job:
-    """One file to be written."""
+@dataclass
+class Workshop:
+    """What all files of one export are made of and measured with; `data` have the truth for what a precision
+    costs."""
 
-    format: str
-    options: Options
-    path: Path
+    deployed: nn.Module
+    reference: TorchRuntime
+    pictures: Sequence[Path]
+    source: str
+    data: str | Path | None
     keep: bool
+    figures: dict[str, Any] = field(default_factory=dict)  # of the reference, once they were asked for
+
+    def make(self, name: str, options: Options, path: Path) -> GateResult:
+        """One file: written aside, through the gate, and then in its place, or gone."""
+        module = get_format(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+        try:
+            module.write(self.deployed, self.reference.card, part, options)
+            candidate = module.open_file(part)
+            result = compare(
+                self.reference,
+                candidate,
+                self.pictures,
+                path=path,
+                source=self.source,
+                precision=options.precision,
+            )
+            if options.precision != "fp32" and result.passed:
+                result.cost = self._cost(name, options, part, candidate)
+            if result.passed:
+                move(part, path)
+            else:
+                remove(path)  # an earlier export is of other weights
+            if not result.passed and self.keep:
+                result.path = path.with_suffix(f".unverified{path.suffix}")
+                module.mark(part, "; ".join(result.problems))
+                move(part, result.path)
+        finally:
+            remove(part)
+        for problem in result.problems:
+            logging.getLogger(__name__).warning("%s: %s", path, problem)
+        return result
+
+    def _cost(self, name: str, options: Options, part: Path, candidate: Runtime) -> Cost:
+        """Beside a file of the same format in fp32, made for that alone."""
+        module = get_format(name)
+        with TemporaryDirectory() as folder:
+            plain = Path(folder) / f"fp32{part.suffix}"
+            module.write(self.deployed, self.reference.card, plain, replace(options, precision="fp32"))
+            read = reader(candidate)
+            return measure_cost(
+                self.reference,
+                candidate,
+                module.open_file(plain),
+                (bytes_of(part), bytes_of(plain)),
+                self.data,
+                read(read_picture(self.pictures[0]))[None],
+                self.figures,
+            )
 
 
-def _export_one(
-    job: Job, deployed: nn.Module, reference: TorchRuntime, pictures: Sequence[Path], source: str
-) -> GateResult:
-    module, path = get_format(job.format), job.path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        module.write(deployed, reference.card, part, job.options)
-        candidate = module.open_file(part)
-        result = compare(
-            reference, candidate, pictures, path=path, source=source, precision=job.options.precision
+def pick_calibration(card: Card, where: str | Path | None) -> list[Path]:
+    """At most `CALIBRATION` pictures, spread over those of `where`, else of what the model was trained on:
+    its training split. Errors: ValueError where there are none."""
+    data = where or data_of(card, None)
+    if data is None:
+        raise ValueError(
+            "int8 needs pictures to calibrate on, and the model's own are not here; expected --calibrate "
+            "FOLDER, of pictures like those it will see, best its training pictures"
         )
-        if result.passed:
-            move(part, path)
-        else:
-            remove(path)  # an earlier export is of other weights
-        if not result.passed and job.keep:
-            result.path = path.with_suffix(f".unverified{path.suffix}")
-            module.mark(part, "; ".join(result.problems))
-            move(part, result.path)
-    finally:
-        remove(part)
-    for problem in result.problems:
-        logging.getLogger(__name__).warning("%s: %s", path, problem)
-    return result
+    if where is None:
+        settings = DataSettings(**card.recipe["data"])
+        paths = [sample.path for sample in get_data(card.task).open_data(settings).train]
+    else:
+        paths = find_pictures([where])
+    return spread(paths, CALIBRATION)
 
 
-def _target(model: str | Path, out: str | Path | None, name: str, precision: str) -> Path:
+def _target(model: str | Path, out: str | Path | None, name: str, options: Options) -> Path:
     """Where the file goes: run folder/model.onnx, weights.onnx beside weights.safetensors, else ./name.onnx;
-    of another precision model.fp16.onnx. In `out`, a run's file is called as the run is.
+    model.fp16.onnx, model.pictures.onnx of other forms. In `out`, a run's file is called as the run is.
     """
-    suffix = ("" if precision == "fp32" else f".{precision}") + FORMATS[name].suffix
+    parts = [".pictures"] if options.preprocessing else []
+    parts += [f".{options.precision}"] if options.precision != "fp32" else []
+    suffix = "".join(parts) + FORMATS[name].suffix
     path = Path(model)
     if str(model) in SHIPPED or not path.exists():  # a name of shipped or of timm's weights
         return Path(out or ".") / f"{model}{suffix}".replace("/", "-")

@@ -19,6 +19,7 @@ from metamobile.data.pictures import find_pictures, read_picture
 from metamobile.data.preprocess import Preprocess, preprocess
 from metamobile.data.shapes import folder as shapes_folder
 from metamobile.deploy.comparisons import BoxComparison, Comparison, GateRow, comparison_of
+from metamobile.deploy.cost import Cost
 from metamobile.deploy.runtimes import Pixels, Runtime
 from metamobile.errors import PictureError
 from metamobile.tasks import get_data
@@ -51,6 +52,8 @@ class GateResult:
     same: str = "same top-1"
     share_of: str = "the largest logit"  # what a difference is told as a share of; nothing for boxes
     boxes: int = 0  # that the reference found
+    executed: bool = True  # False where the format's runtime is not here: what it received was compared
+    cost: Cost | None = None  # of a precision below fp32
 
     @property
     def relative(self) -> float:
@@ -164,15 +167,15 @@ def pick_pictures(card: Card, verify: str | Path | None = None) -> tuple[list[Pa
     """
     where = verify or card.recipe.get("data", {}).get("path")
     if where == "shapes" and card.task == "classify":
-        return _spread(find_pictures([shapes_folder()])), "shapes"
+        return spread(find_pictures([shapes_folder()])), "shapes"
     if not where or (verify is None and where != "shapes" and not Path(where).exists()):
         gone = f": the model's own, at {where}, are not here" if where else ""
         logging.getLogger(__name__).warning("the gate has no real pictures%s; it takes drawn shapes", gone)
-        return _spread(find_pictures([shapes_folder()])), "drawn shapes"
-    found = _spread(_pictures_at(where, card))
+        return spread(find_pictures([shapes_folder()])), "drawn shapes"
+    found = spread(_pictures_at(where, card))
     if len(found) == PICTURES:
         return found, str(where)
-    drawn = _spread(find_pictures([shapes_folder()]))[: PICTURES - len(found)]
+    drawn = spread(find_pictures([shapes_folder()]))[: PICTURES - len(found)]
     return found + drawn, f"{where} ({len(found)}) and drawn shapes ({len(drawn)})"
 
 
@@ -184,13 +187,14 @@ def _pictures_at(where: str | Path, card: Card) -> list[Path]:
     return [sample.path for sample in samples]
 
 
-def _spread(paths: Sequence[Path]) -> list[Path]:
-    """At most `PICTURES` readable ones, evenly spaced."""
-    first = dict.fromkeys(np.linspace(0, len(paths) - 1, min(PICTURES, len(paths))).astype(int))
+def spread(paths: Sequence[Path], most: int | None = None) -> list[Path]:
+    """At most `most` (`PICTURES`) readable ones, evenly spaced."""
+    most = most or PICTURES
+    first = dict.fromkeys(np.linspace(0, len(paths) - 1, min(most, len(paths))).astype(int))
     others = [i for i in range(len(paths)) if i not in first]  # stand in for those that cannot be read
     chosen: list[Path] = []
     for path in [paths[i] for i in (*first, *others)]:
-        if len(chosen) == PICTURES:
+        if len(chosen) == most:
             break
         try:
             read_picture(path)

@@ -22,6 +22,8 @@ INPUT, OUTPUT = "pixels", "logits"
 DETECTIONS = ("boxes", "scores", "labels", "picture")  # outputs of a detector's file
 UNVERIFIED = "metamobile.unverified"  # metadata of a file that failed its gate and was kept: why
 
+THREADS = "METAMOBILE_THREADS"  # environment: how many threads a runtime may use, else its own choice
+
 Pixels = NDArray[np.float32]
 Logits = NDArray[np.float32]
 

@@ -4,11 +4,12 @@ metadata."""
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metamobile.deploy.formats import PLAIN, Options, need_writer
-from metamobile.deploy.runtimes import DETECTIONS, INPUT, OUTPUT, UNVERIFIED, Pixels, by_picture
+from metamobile.deploy.runtimes import DETECTIONS, INPUT, OUTPUT, THREADS, UNVERIFIED, Pixels, by_picture
 from metamobile.weights.card import KEY, Card
 
 if TYPE_CHECKING:
@@ -122,8 +123,11 @@ def _open_session(path: Path, device: str) -> onnxruntime.InferenceSession:
         raise ValueError(
             f"this ONNX Runtime cannot use device {device!r}; it has auto, {', '.join(available)}"
         )
+    options = onnxruntime.SessionOptions()
+    if threads := os.environ.get(THREADS):
+        options.intra_op_num_threads, options.inter_op_num_threads = int(threads), 1
     try:
-        return onnxruntime.InferenceSession(path, providers=providers[wanted])
+        return onnxruntime.InferenceSession(path, options, providers=providers[wanted])
     except (errors.Fail, errors.InvalidProtobuf, errors.InvalidGraph, errors.NotImplemented) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path}: ONNX Runtime cannot read it, it may be truncated ({reason})") from error

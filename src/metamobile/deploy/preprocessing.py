@@ -1,0 +1,259 @@
+"""Preprocessing within a file: a picture in as it was decoded, answers in its own pixels out.
+
+For ONNX, and through it OpenVINO, all of it: `add_preprocessing`. Elsewhere scaling and normalisation alone:
+`Scaled`. Resizing is Pillow's algorithm in two matrix products, as no operator of ONNX gives Pillow's levels
+in each runtime: OpenVINO's Resize leaves out antialiasing (openvino issue 35893), ONNX Runtime's with CUDA is
+wrong (onnxruntime issue 25264), and its bilinear one on the CPU is up to two levels off. The products are of
+whole numbers in double precision: exact, but in OpenVINO, which computes them in single precision.
+
+H W the picture's height and width, h w the network's, K classes, M boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from metamobile.data.preprocess import Preprocess
+from metamobile.deploy.raw import PICTURE, PROBABILITIES
+from metamobile.deploy.runtimes import INPUT, OUTPUT
+from metamobile.weights.card import Card
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto, TensorProto
+
+STEPS = 2.0**22  # Pillow's weights are whole numbers of 1 / 2^22
+PREFIX = "picture_"  # of the names of all that is added
+UNIT = 1 / 255  # of `scaled_card`: a level of 0..255 is this much of 0..1
+
+
+class Nodes:
+    """Nodes in the making: `nodes.Add(a, b)` adds one and gives its output's name. Numbers and arrays become
+    constants: whole ones int64, others as they are, Python's in double precision."""
+
+    def __init__(self) -> None:
+        self.nodes: list[NodeProto] = []
+        self.constants: list[TensorProto] = []
+
+    def __getattr__(self, operator: str) -> Callable[..., str]:
+        if not operator[0].isupper():
+            raise AttributeError(operator)
+
+        def add(*inputs: Any, output: str = "", **attributes: Any) -> str:
+            from onnx import helper
+
+            output = output or f"{PREFIX}{len(self.nodes)}"
+            names = [one if isinstance(one, str) else self._constant(one) for one in inputs]
+            self.nodes.append(helper.make_node(operator, names, [output], **attributes))
+            return output
+
+        return add
+
+    def _constant(self, value: Any) -> str:
+        from onnx import numpy_helper
+
+        name = f"{PREFIX}constant_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+
+def add_preprocessing(model: ModelProto, card: Card) -> ModelProto:
+    """`model`, whose input is "pixels" (batch, 3, h, w), for one picture at a time: it is changed in place.
+
+    Input "picture" uint8 (H, W, 3), RGB, of any size. Outputs of a classifier "probabilities" (1, K) and
+    "logits" (1, K); of a segmenter "classes" (H, W) int64, the best of each of the picture's own pixels, and
+    "logits" (1, K, h, w); of a detector "boxes" (M, 4) in the picture's own pixels, "scores" (M,), "labels"
+    (M,). The last is "pixels" (1, 3, h, w), what the network sees: in ONNX Runtime to the last bit that of
+    `data.preprocess` with the fit "crop", and at most a level off with "stretch", where Pillow from 13 on may
+    resize columns before rows. Errors: ValueError for preprocessing that a graph cannot have.
+    """
+    from onnx import TensorProto, checker, helper
+
+    check_record(card)
+    nodes, graph, record = Nodes(), model.graph, card.preprocess
+    shape = nodes.Shape(PICTURE)
+    height, width = (nodes.Gather(shape, axis) for axis in (0, 1))
+    _preprocess(nodes, height, width, record)
+    before = len(nodes.nodes)
+    one: list[Any] = [1]
+    kept = (
+        OUTPUT,
+        TensorProto.FLOAT,
+        [1, len(card.classes), *(record.size if card.task == "segment" else ())],
+    )
+    if card.task == "detect":
+        _rename_outputs(model, "boxes", "picture")
+        _own_pixels(nodes, height, width, record.size)
+        one = ["detections"]
+        outputs = [("boxes", TensorProto.FLOAT, [*one, 4]), ("scores", TensorProto.FLOAT, one)]
+        outputs.append(("labels", TensorProto.INT64, one))
+    elif card.task == "segment":
+        _rename_outputs(model, "classes")
+        _class_map(nodes, shape, len(card.classes))
+        outputs = [("classes", TensorProto.INT64, ["height", "width"]), kept]
+    else:
+        nodes.Softmax(OUTPUT, output=PROBABILITIES, axis=1)
+        outputs = [(PROBABILITIES, TensorProto.FLOAT, kept[2]), kept]
+    outputs.append((INPUT, TensorProto.FLOAT, [1, 3, *record.size]))
+
+    every = [*nodes.nodes[:before], *graph.node, *nodes.nodes[before:]]
+    del graph.node[:], graph.input[:], graph.output[:], graph.value_info[:]  # shapes there have a batch
+    graph.node.extend(every)
+    graph.initializer.extend(nodes.constants)
+    graph.input.append(helper.make_tensor_value_info(PICTURE, TensorProto.UINT8, ["height", "width", 3]))
+    graph.output.extend(helper.make_tensor_value_info(*output) for output in outputs)
+    checker.check_model(model)
+    return model
+
+
+def check_record(card: Card) -> None:
+    """Errors: ValueError for preprocessing that a graph cannot have."""
+    record = card.preprocess
+    if record.interpolation not in FILTERS:
+        raise ValueError(
+            f"interpolation {record.interpolation!r} cannot be put into a graph, as Pillow rounds a running "
+            f"sum in it; expected {', '.join(FILTERS)}"
+        )
+    fits = ("stretch",) if card.task in ("detect", "segment") else ("crop", "stretch")
+    if record.fit not in fits:
+        raise ValueError(
+            f"fit {record.fit!r} cannot be put into the graph of a model with the task {card.task}; expected "
+            f"{' or '.join(fits)}"
+        )
+
+
+def _preprocess(nodes: Nodes, height: str, width: str, record: Preprocess) -> None:
+    """From PICTURE to INPUT, as `data.preprocess.preprocess`; the crop is in the choice of the weights."""
+    down, across = (
+        _weights(nodes, side, *_part(nodes, side, shorter, size, record), size, record.interpolation)
+        for shorter in [nodes.Min(height, width)]
+        for side, size in zip((height, width), record.size, strict=True)
+    )
+    planes = nodes.Cast(nodes.Transpose(PICTURE, perm=[2, 0, 1]), to=11)  # (3, H, W), double
+    wide = _levels(nodes, nodes.MatMul(planes, nodes.Transpose(across)))  # first the rows, as in Pillow
+    levels = nodes.Cast(_levels(nodes, nodes.MatMul(down, wide)), to=1)  # (3, h, w)
+    mean, std = (np.asarray(values, np.float32).reshape(3, 1, 1) for values in (record.mean, record.std))
+    normal = nodes.Div(nodes.Sub(nodes.Div(levels, np.float32(255)), mean), std)
+    nodes.Unsqueeze(normal, [0], output=INPUT)
+
+
+def _part(nodes: Nodes, side: str, shorter: str, size: int, record: Preprocess) -> tuple[Any, Any]:
+    """A side's length in pixels once resized, and where on it the network's part starts."""
+    if record.fit == "stretch":
+        return size, 0
+    whole = nodes.Div(nodes.Mul(side, record.shorter_side), shorter)  # whole numbers: it rounds down
+    rest = nodes.Sub(whole, size)
+    half = nodes.Div(rest, 2)
+    up = nodes.Mul(nodes.Mod(rest, 2), nodes.Mod(half, 2))  # Python's round: a half goes to the even one
+    return whole, nodes.Add(half, up)
+
+
+def _weights(nodes: Nodes, side: str, whole: Any, start: Any, size: int, interpolation: str) -> str:
+    """(size, side): what each pixel of a resized line takes from those of the picture, as in Pillow.
+
+    The line has `whole` pixels, of which those from `start` are wanted. A pixel o of it has its centre at
+    (2 o + 1) / (2 whole) of the side, one of the picture's at (2 i + 1) / (2 side).
+    """
+    new, old = (
+        nodes.Add(nodes.Mul(nodes.Range(first, last, 1), 2), 1)
+        for first, last in ((start, nodes.Add(start, size)), (0, side))
+    )
+    new, old = nodes.Unsqueeze(nodes.Mul(new, side), [1]), nodes.Unsqueeze(nodes.Mul(old, whole), [0])
+    # in pixels of the smaller of the two lines; whole numbers as long as may be
+    number, below = nodes.Sub(new, old), nodes.Mul(nodes.Max(side, whole), 2)
+    distance = nodes.Abs(nodes.Div(nodes.Cast(number, to=11), nodes.Cast(below, to=11)))
+    raw = FILTERS[interpolation](nodes, distance)
+    shares = nodes.Div(raw, nodes.ReduceSum(raw, [1], keepdims=1))
+    return nodes.Div(_rounded(nodes, nodes.Mul(shares, STEPS)), STEPS)
+
+
+def _bilinear(nodes: Nodes, x: str) -> str:
+    return nodes.Max(nodes.Sub(1.0, x), 0.0)
+
+
+def _bicubic(nodes: Nodes, x: str) -> str:
+    """Of a = -0.5."""
+    near = nodes.Sub(nodes.Mul(x, 1.5), 2.5)
+    near = nodes.Add(nodes.Mul(nodes.Mul(near, x), x), 1.0)
+    far = nodes.Add(nodes.Mul(nodes.Sub(x, 5.0), x), 8.0)
+    far = nodes.Mul(nodes.Sub(nodes.Mul(far, x), 4.0), -0.5)
+    return nodes.Where(nodes.Less(x, 1.0), near, nodes.Where(nodes.Less(x, 2.0), far, 0.0))
+
+
+def _lanczos(nodes: Nodes, x: str) -> str:
+    """Of three lobes."""
+    angle = nodes.Mul(nodes.Max(x, 1e-9), np.pi)
+    third = nodes.Div(angle, 3.0)
+    waves = nodes.Mul(nodes.Sin(angle), nodes.Sin(third))
+    return nodes.Where(nodes.Less(x, 3.0), nodes.Div(waves, nodes.Mul(angle, third)), 0.0)
+
+
+FILTERS = {"bilinear": _bilinear, "bicubic": _bicubic, "lanczos": _lanczos}  # of distances from 0
+
+
+def _rounded(nodes: Nodes, x: str) -> str:
+    return nodes.Floor(nodes.Add(x, 0.5))
+
+
+def _levels(nodes: Nodes, x: str) -> str:
+    """Pillow's picture between its two passes, and after them, has 8 bits."""
+    return nodes.Clip(_rounded(nodes, x), 0.0, 255.0)
+
+
+def _rename_outputs(model: ModelProto, *names: str) -> None:
+    """Make room for outputs, or an input, of these names."""
+    for node in model.graph.node:
+        for place in (node.input, node.output):
+            for i, name in enumerate(place):
+                if name in names:
+                    place[i] = f"{PREFIX}{name}_before"
+
+
+def _own_pixels(nodes: Nodes, height: str, width: str, size: tuple[int, int]) -> None:
+    """Boxes of the network's input -> "boxes" of the picture, within it, as `tasks.detect.results.decode`."""
+    flat = [nodes.Unsqueeze(side, [0]) for side in (width, height)]
+    sides = nodes.Cast(nodes.Concat(*flat, *flat, axis=0), to=11)
+    scale = nodes.Div(sides, np.asarray([*size[::-1], *size[::-1]], np.float64))
+    boxes = nodes.Mul(nodes.Cast(f"{PREFIX}boxes_before", to=11), scale)
+    nodes.Cast(nodes.Max(nodes.Min(boxes, sides), 0.0), to=1, output="boxes")
+
+
+def _class_map(nodes: Nodes, shape: str, classes: int) -> None:
+    """Logits (1, K, h, w) -> "classes" (H, W), resized first, as `tasks.segment.results.decode`. One class
+    after the other, as K maps of a large picture do not fit in memory."""
+    sides = nodes.Concat([1, 1], nodes.Slice(shape, [0], [2]), axis=0)
+    best, answer = "", nodes.Expand([[[[0]]]], sides)
+    for index in range(classes):
+        logits = nodes.Gather(OUTPUT, [index], axis=1)
+        large = nodes.Resize(logits, "", "", sides, mode="linear")
+        if best:
+            answer = nodes.Where(nodes.Greater(large, best), index, answer)
+        best = nodes.Max(best, large) if best else large
+    nodes.Squeeze(answer, [0, 1], output="classes")
+
+
+class Scaled(nn.Module):
+    """A module whose pictures are neither scaled nor normalised: float (B, 3, h, w), RGB from 0 to 255,
+    resized and cropped already."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, module: nn.Module, record: Preprocess) -> None:
+        super().__init__()
+        self.module = module
+        self.register_buffer("mean", 255 * torch.tensor(record.mean)[:, None, None])
+        self.register_buffer("std", 255 * torch.tensor(record.std)[:, None, None])
+
+    def forward(self, pictures: Tensor) -> Any:
+        return self.module((pictures - self.mean) / self.std)
+
+
+def scaled_card(card: Card) -> Card:
+    """The card of a file of `Scaled`: its preprocessing gives levels from 0 to 255."""
+    return replace(card, preprocess=replace(card.preprocess, mean=(0.0,) * 3, std=(UNIT,) * 3))
