@@ -7,12 +7,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUN := runs/demo
 PICTURES := runs/demo-pictures
+EXPORTERS ?= onnx openvino executorch litert coreml ncnn
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format evidence clean
+.PHONY: help install demo test test-exports check format evidence clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 # The stamp is as old as the environment: a changed pyproject.toml installs again.
 $(INSTALLED): pyproject.toml
@@ -33,6 +34,15 @@ demo: $(INSTALLED)  ## train on drawn shapes, evaluate, predict, export with its
 
 test: $(INSTALLED)  ## all tests but the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not slow"
+
+test-exports:  ## each exporter in an environment of its own, as they pin other versions
+	@for name in $(EXPORTERS); do \
+		echo "== $$name"; \
+		test -x .venv-exports/$$name/bin/python || $(PYTHON) -m venv .venv-exports/$$name || exit 1; \
+		.venv-exports/$$name/bin/python -m pip install --quiet --disable-pip-version-check \
+			--editable ".[$$name]" "pytest>=8" || exit 1; \
+		OMP_NUM_THREADS=1 .venv-exports/$$name/bin/python -m pytest tests/exports/test_$$name.py || exit 1; \
+	done
 
 check: $(INSTALLED)  ## style and types
 	$(BIN)/ruff check .
