@@ -68,7 +68,7 @@ def test_a_sound_file_passes(run: Path, exported: list) -> None:
     (gate,) = exported
     assert gate.passed
     assert gate.path == run / "model.onnx"
-    assert sorted(path.name for path in run.iterdir()) == ["model.onnx", "model.safetensors"]
+    assert sorted(path.name for path in run.iterdir()) == ["USE.md", "model.onnx", "model.safetensors"]
     assert [row.batch_size for row in gate.rows] == [1, 3, 8]
     assert (gate.pictures, gate.agreement) == (PICTURES, 1)
     assert 0 < gate.relative < 1e-5
@@ -197,7 +197,7 @@ def test_a_file_that_fails_is_removed_or_marked(
 
     (gate,) = export(run, "onnx", out=tmp_path / "b", verify=pictures[0].parent, keep=True)
     assert gate.path == tmp_path / "b" / "insects.unverified.onnx"
-    assert list((tmp_path / "b").iterdir()) == [gate.path]
+    assert list((tmp_path / "b").iterdir()) == [gate.path], "and nothing says how to use it"
     runtime = OnnxRuntime(gate.path)
     assert "logits differ by" in runtime.session.get_modelmeta().custom_metadata_map[UNVERIFIED]
     assert "insects.unverified.onnx failed its gate" in caplog.text

@@ -27,6 +27,7 @@ from metamobile.deploy.formats import (
 from metamobile.deploy.gate import GateResult, compare, pick_pictures, spread
 from metamobile.deploy.raw import reader
 from metamobile.deploy.runtimes import Runtime, TorchRuntime
+from metamobile.deploy.usage import NAME as USE
 from metamobile.deploy.usage import write_usage
 from metamobile.errors import nearest
 from metamobile.files import bytes_of, move, remove
@@ -89,7 +90,11 @@ def export(
             options = Options(each, calibration if each == "int8" else (), preprocessing=with_preprocessing)
             results.append(shop.make(name, options, _target(model, out, name, options)))
     for folder in dict.fromkeys(result.path.parent for result in results):
-        write_usage(folder, [path for path in sorted(folder.iterdir()) if is_export(path)])
+        files = [path for path in sorted(folder.iterdir()) if is_export(path)]
+        if files:
+            write_usage(folder, files)
+        else:
+            remove(folder / USE)
     return results
 
 

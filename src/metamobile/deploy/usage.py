@@ -12,14 +12,14 @@ from typing import Any
 import jinja2
 
 from metamobile.deploy.formats import FORMATS, PRECISIONS, format_of
-from metamobile.deploy.runtimes import DETECTIONS, open_runtime
+from metamobile.deploy.runtimes import DETECTIONS, INPUT, open_runtime
 from metamobile.files import write_text
 from metamobile.weights.card import Card, read_card
 
 NAME = "USE.md"
 TEMPLATES = Path(__file__).parent / "use"
 MANY = 20  # names of classes, from which they stand at the section's end and not in its code
-ONE_BY_ONE = ("litert", "coreml", "ncnn")  # take one picture at a time
+ONE_BY_ONE = ("executorch", "litert", "coreml", "ncnn")  # take one picture at a time
 FLAT = ("onnx", "openvino")  # a detector's boxes of all pictures are in one list
 PRECISION_NAMES = {
     "fp32": "single (fp32)",
@@ -60,8 +60,8 @@ def describe(path: str | Path, card: Card) -> str:
     kind = format_of(path)
     templates = _templates()
     values = _values(path, kind, card)
-    code = templates.get_template(f"{kind or 'safetensors'}.md").render(values)
-    return templates.get_template("section.md").render(values | {"code": code.strip()}).strip()
+    code = templates.get_template("pictures.md" if values["pictures"] else f"{kind or 'safetensors'}.md")
+    return templates.get_template("section.md").render(values | {"code": code.render(values).strip()}).strip()
 
 
 def _values(path: Path, kind: str | None, card: Card) -> dict[str, Any]:
@@ -82,6 +82,7 @@ def _values(path: Path, kind: str | None, card: Card) -> dict[str, Any]:
         "about": f"{card.variant}, which {what[card.task]}, {len(card.names)} classes: {runtime}.",
         "precision": PRECISION_NAMES[next((mark for mark in marks if mark in PRECISIONS), "fp32")],
         "unverified": "unverified" in marks,
+        "pictures": kind in FLAT and "pictures" in marks,  # preprocessing is in the file
         "task": card.task,
         "flat": kind in FLAT,
         "H": height,
@@ -97,13 +98,14 @@ def _values(path: Path, kind: str | None, card: Card) -> dict[str, Any]:
         "std_c": ", ".join(map(str, record.std)),
         "mean_255": ", ".join(f"{255 * value:.7g}f" for value in record.mean),
         "scale_255": ", ".join(f"{1 / (255 * value):.7g}f" for value in record.std),
+        "input": "in0" if kind == "ncnn" else INPUT,
+        "card_json": _quoted(f"{path.name}/card.json"),
         "ncnn_param": _quoted(f"{path.name}/model.ncnn.param"),
         "ncnn_bin": _quoted(f"{path.name}/model.ncnn.bin"),
         "mean_f": ", ".join(f"{value}f" for value in record.mean),
         "std_f": ", ".join(f"{value}f" for value in record.std),
         "many": many,
         "names": json.dumps(card.names, ensure_ascii=False, indent=1),
-        "python_names": f"[{names}]",
         "code_names": in_code,
         "kotlin_names": in_code.replace("$", r"\$"),
         "kotlin_file": _quoted(path.name).replace("$", r"\$"),

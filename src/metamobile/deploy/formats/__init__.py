@@ -10,9 +10,11 @@ Their input is "pixels", float32 (batch, 3, H, W), preprocessed as the card says
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -107,8 +109,7 @@ def need_runtime(name: str, path: str | Path) -> None:
 
 
 def _need(package: str, name: str, what: str) -> None:
-    try:
-        import_module(package)
-    except ModuleNotFoundError as error:
+    """Looks, and imports nothing."""
+    if sys.modules.get(package, package) is None or find_spec(package) is None:
         extra = FORMATS[name].extra
-        raise ValueError(f'{what} needs {package}: pip install "metamobile[{extra}]"') from error
+        raise ValueError(f'{what} needs {package}: pip install "metamobile[{extra}]"')

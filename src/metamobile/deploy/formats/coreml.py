@@ -178,7 +178,9 @@ class Received:
         with torch.inference_mode():
             found = [self.module(torch.from_numpy(one[None])) for one in batch]
         parts = [one if isinstance(one, tuple) else (one,) for one in found]
-        return answers([np.concatenate(to_arrays(list(part))) for part in zip(*parts, strict=True)], self.card.task)
+        return answers(
+            [np.concatenate(to_arrays(list(part))) for part in zip(*parts, strict=True)], self.card.task
+        )
 
 
 received = Received
