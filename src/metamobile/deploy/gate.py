@@ -18,6 +18,7 @@ import numpy as np
 from metamobile.data.pictures import find_pictures, read_picture
 from metamobile.data.preprocess import Preprocess, preprocess
 from metamobile.data.shapes import folder as shapes_folder
+from metamobile.deploy import raw
 from metamobile.deploy.comparisons import BoxComparison, Comparison, GateRow, comparison_of
 from metamobile.deploy.cost import Cost
 from metamobile.deploy.runtimes import Pixels, Runtime
@@ -28,6 +29,7 @@ from metamobile.weights.card import Card
 
 PICTURES = 64
 BATCH_SIZES = (1, 3, 8)  # a batch size baked into a reshape shows at the second
+LEVELS, LEVELS_SHARE = 2, 0.99  # of 255, of a file's own preprocessing: never more; this share at most one
 
 
 @dataclass
@@ -87,14 +89,21 @@ def compare(
     in `comparisons`. Errors: ValueError where the reference gives nothing to compare with.
     """
     record, other = reference.card.preprocess, candidate.card.preprocess
+    own = _OwnPixels(candidate, record) if raw.takes_pictures(candidate) else None
+    step = max(batch_sizes)
+    if own is not None:
+        batch_sizes = (1,)  # such a file takes a picture at a time
     kind: Comparison | None = None
     broken: dict[int, str] = {}
-    step = max(batch_sizes)
     for start in range(0, len(pictures), step):  # a chunk at a time: a segmenter's answers are large
         chunk = pictures[start : start + step]
         ours = _pixels(chunk, record)
-        theirs = ours if other == record else _pixels(chunk, other)
-        expected = reference.run(ours)
+        if own is not None:
+            theirs = own.see(chunk, ours)
+            expected = reference.run(theirs)
+        else:
+            theirs = ours if other == record else _pixels(chunk, other)
+            expected = reference.run(ours)
         if kind is None:
             kind = comparison_of(expected, reference, max(ours.shape[2:]), tolerance, precision)
         kind.see(expected)
@@ -102,7 +111,7 @@ def compare(
             if size in broken:
                 continue
             try:
-                wrong = kind.add(size, expected, _run(candidate, theirs, size))
+                wrong = kind.add(size, expected, own.run(chunk) if own else _run(candidate, theirs, size))
             except ValueError as error:  # a batch or picture size that the file does not take
                 wrong = str(error)
             if wrong:
@@ -122,6 +131,7 @@ def compare(
         rows.append(row)
         found = [broken[size]] if size in broken else kind.problems(row)
         problems += [f"batch {size}: {problem}" for problem in found]
+    problems += own.problems() if own is not None else []
     if other != record:
         problems.append("the file's preprocessing record is not the model's")
     if (candidate.card.classes, candidate.card.names) != (reference.card.classes, reference.card.names):
@@ -142,6 +152,48 @@ def compare(
         share_of=kind.share_of,
         boxes=kind.boxes if isinstance(kind, BoxComparison) else 0,
     )
+
+
+class _OwnPixels:
+    """A file that preprocesses by itself: what its network sees is compared level by level, and its answers with
+    PyTorch's on that."""
+
+    def __init__(self, runtime: Any, record: Preprocess) -> None:
+        self.runtime, self.record = runtime, record
+        self.worst = self.above = self.count = 0
+
+    def see(self, paths: Sequence[Path], ours: Pixels) -> Pixels:
+        """P files, and (P, 3, H, W) of our preprocessing -> the file's (P, 3, H, W)."""
+        theirs = np.concatenate([raw.seen(self.runtime, read_picture(path)) for path in paths])
+        levels = np.abs(theirs - ours) * np.asarray(self.record.std, np.float32)[:, None, None] * 255
+        whole = np.rint(levels)
+        self.worst = max(self.worst, int(whole.max()))
+        self.above += int((whole > 1).sum())
+        self.count += whole.size
+        return theirs
+
+    def run(self, paths: Sequence[Path]) -> Any:
+        """Answers, with boxes in pixels of the network's input, as the reference's are."""
+        found: list[Any] = []
+        for path in paths:
+            picture = raw.planes(read_picture(path))
+            answer = self.runtime.run(picture[None])
+            if isinstance(answer, list):
+                (height, width), sides = self.record.size, picture.shape[1:]
+                scale = np.asarray([width / sides[1], height / sides[0]] * 2, np.float32)
+                answer = [one | {"boxes": one["boxes"] * scale} for one in answer]
+            found.append(answer)
+        return (
+            [one for part in found for one in part] if isinstance(found[0], list) else np.concatenate(found)
+        )
+
+    def problems(self) -> list[str]:
+        if self.worst <= LEVELS and self.above <= (1 - LEVELS_SHARE) * self.count:
+            return []
+        return [
+            f"the file's own preprocessing is up to {self.worst} levels of 255 off, more than one in "
+            f"{self.above / self.count:.2%} of pixels"
+        ]
 
 
 def _pixels(pictures: Sequence[Path], record: Preprocess) -> Pixels:

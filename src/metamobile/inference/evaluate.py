@@ -6,6 +6,7 @@ import json as json_format
 from pathlib import Path
 from typing import Any
 
+from metamobile.deploy.raw import reader
 from metamobile.errors import DataError
 from metamobile.files import write_text
 from metamobile.inference.model import Model, check_options, load, model_name
@@ -41,7 +42,7 @@ def evaluate(
     paths = [sample.path for sample in samples]
     batch_size = module.BATCH_SIZE if batch_size is None else batch_size
     done = 0
-    for batch in read_batches(paths, card.preprocess, batch_size, workers):
+    for batch in read_batches(paths, reader(runtime), batch_size, workers):
         if batch.failures:
             raise DataError(f"{batch.failures[0]}; `metamobile check {data}` names every such file")
         pictures = [str(path) for path in batch.paths]

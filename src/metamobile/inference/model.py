@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from metamobile.data.pictures import read_picture, to_rgb
-from metamobile.data.preprocess import preprocess
+from metamobile.deploy.raw import reader
 from metamobile.deploy.runtimes import Runtime, TorchRuntime, open_runtime
 from metamobile.errors import nearest
 from metamobile.tasks import get_results
@@ -54,14 +54,14 @@ class Model:
         given = [pictures] if isinstance(pictures, str | Path | Image.Image) else list(pictures)
         if not given:
             return []
-        module, record = get_results(self.card.task), self.card.preprocess
+        module, read = get_results(self.card.task), reader(self.runtime)
         check_options(options, module.OPTIONS, self.card.task)
         runtime = module.configure(self.runtime, **options)
         results: list[Any] = []
         for index, one in enumerate(given):
             picture = to_rgb(one) if isinstance(one, Image.Image) else read_picture(one)
             name = f"picture {index}" if isinstance(one, Image.Image) else str(one)
-            pixels = preprocess(picture, record)
+            pixels = read(picture)
             shape = (pixels.shape[1], pixels.shape[2])
             outputs = runtime.run(pixels[None])
             results += module.decode(outputs, self.card.names, [name], [picture.size], [shape], **options)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metamobile.data.pictures import find_pictures, read_picture
-from metamobile.data.preprocess import Preprocess, preprocess
+from metamobile.deploy.raw import Read, reader
 from metamobile.deploy.runtimes import Pixels
 from metamobile.errors import PictureError
 from metamobile.files import free_name, write_text
@@ -91,7 +91,7 @@ def predict(
     found: list[Any] = []
     answered = Predictions(card.task, found)
     done = 0
-    for batch in read_batches(paths, card.preprocess, batch_size, workers):
+    for batch in read_batches(paths, reader(runtime), batch_size, workers):
         answered.failures += batch.failures
         done += len(batch.paths) + len(batch.failures)
         if progress is not None:
@@ -119,7 +119,8 @@ def predict(
 
 
 class Batch(NamedTuple):
-    """Pictures that were read: (B, 3, h, w), their (width, height) before; and those that could not be."""
+    """Pictures that were read: (B, 3, h, w), as the runtime takes them, their (width, height) before; and
+    those that could not be."""
 
     paths: list[Path]
     pixels: Pixels
@@ -132,16 +133,15 @@ class Batch(NamedTuple):
         return [(self.pixels.shape[2], self.pixels.shape[3])] * len(self.paths)
 
 
-def read_batches(
-    paths: Sequence[Path], record: Preprocess, batch_size: int, workers: int = 1
-) -> Iterator[Batch]:
-    """Read and preprocess in `workers` threads, one batch ahead; pictures of a batch have one size."""
+def read_batches(paths: Sequence[Path], prepare: Read, batch_size: int, workers: int = 1) -> Iterator[Batch]:
+    """Read and `prepare` (see `deploy.raw.reader`) in `workers` threads, one batch ahead; pictures of a batch
+    have one size."""
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size}: expected at least 1")
 
     def read(path: Path) -> tuple[Pixels, tuple[int, int]]:
         picture = read_picture(path)
-        return preprocess(picture, record), picture.size
+        return prepare(picture), picture.size
 
     def collect(futures: list[tuple[Path, Future[Any]]]) -> Iterator[Batch]:
         done, failures = [], []
@@ -151,7 +151,7 @@ def read_batches(
             except PictureError as error:
                 failures.append(Failure(str(path), str(error)))
         if not done:
-            yield Batch([], np.empty((0, 3, *record.size), np.float32), [], failures)
+            yield Batch([], np.empty((0, 3, 0, 0), np.float32), [], failures)
         for _, group in groupby(done, key=lambda item: item[1].shape):
             some, pixels, sizes = zip(*group, strict=True)
             yield Batch(list(some), np.stack(pixels), list(sizes), failures)

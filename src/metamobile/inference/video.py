@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from PIL import Image, ImageChops
 
-from metamobile.data.preprocess import preprocess
+from metamobile.deploy.raw import reader
 from metamobile.errors import PictureError, nearest
 from metamobile.files import free_name, write_text
 from metamobile.inference.model import Model, check_options
@@ -81,6 +81,7 @@ def predict_video(
     card, module = model.card, get_results(model.card.task)
     check_options(options, module.OPTIONS, card.task)
     runtime = module.configure(model.runtime, **options)
+    read = reader(runtime)
     kept, numbers = Kept(), []
     with ExitStack() as stack:
         clip = stack.enter_context(Clip(source))
@@ -91,7 +92,7 @@ def predict_video(
             film = stack.enter_context(film_at(path, clip.rate, live=clip.device is not None))
         try:
             for number, picture in clip:
-                name, pixels = f"{source}#{number}", preprocess(picture, card.preprocess)
+                name, pixels = f"{source}#{number}", read(picture)
                 outputs, shape = runtime.run(pixels[None]), (pixels.shape[1], pixels.shape[2])
                 (result,) = module.decode(outputs, card.names, [name], [picture.size], [shape], **options)
                 if keep:

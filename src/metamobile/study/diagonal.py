@@ -22,6 +22,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from metamobile.data.pictures import find_pictures
-from metamobile.data.preprocess import Preprocess
+from metamobile.data.preprocess import Preprocess, preprocess
 from metamobile.deploy.runtimes import pick_device
 from metamobile.errors import NotFinite, nearest
 from metamobile.files import aside, write_text
@@ -281,7 +282,7 @@ def measure(
     maps: list[Floats] = []
     failures: list[str] = []
     channels = done = 0
-    for batch in read_batches(paths, record, batch_size):
+    for batch in read_batches(paths, partial(preprocess, record=record), batch_size):
         failures += [str(failure) for failure in batch.failures]
         if batch.paths:
             with torch.inference_mode():

@@ -26,6 +26,7 @@ from metamobile.tasks.look import find_task
 from metamobile.training.checks import check_batch, check_resumed, check_settings, preprocess_record
 from metamobile.training.finetune import load_pretrained
 from metamobile.training.loop import Interrupted, Loop
+from metamobile.training.memory import keep_freed_memory
 from metamobile.training.optimizer import make_optimizer
 from metamobile.training.progress import Reporter, rough_time
 from metamobile.training.recipe import Recipe, load_recipe
@@ -141,6 +142,8 @@ def _task_of(head: str | None, data: str | Path | None, quiet: bool) -> str:
 
 def _train(recipe: Recipe, folder: RunFolder, resume: bool, quiet: bool) -> Run:
     accelerator = _accelerator(recipe)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     reporter = Reporter(quiet=quiet or not accelerator.is_main_process)
     task = get_task(recipe.task)
     data = _open_data(task, recipe, resume, reporter)

@@ -58,7 +58,8 @@ FORMATS = {
         "onnx",
         ("onnx", "onnxscript", "onnxruntime"),
         ("onnxruntime",),
-        ("fp32", "fp16", "int8"),
+        ("fp32",),
+        ("preprocessing",),
     ),
     "openvino": Format(
         ".openvino",
@@ -66,13 +67,14 @@ FORMATS = {
         "openvino",
         ("onnx", "onnxscript", "onnxruntime", "openvino"),
         ("openvino",),
-        ("fp32", "fp16", "int8"),
+        ("fp32", "fp16"),
+        ("preprocessing",),
     ),
     "executorch": Format(
         ".pte", "ExecuTorch", "executorch", ("executorch",), ("executorch",), ("fp32", "int8")
     ),
     "litert": Format(
-        ".tflite", "LiteRT", "litert", ("litert_torch",), ("ai_edge_litert",), ("fp32", "fp16", "int8")
+        ".tflite", "LiteRT", "litert", ("litert_torch", "ai_edge_quantizer"), ("ai_edge_litert",), ("fp32", "fp16", "int8")
     ),
     "coreml": Format(".mlpackage", "Core ML", "coreml", ("coremltools",), ("coremltools",), ("fp32", "fp16")),
     "ncnn": Format(".ncnn", "ncnn", "ncnn", ("pnnx", "ncnn"), ("ncnn",), ("fp32", "fp16")),

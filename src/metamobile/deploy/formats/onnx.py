@@ -57,6 +57,10 @@ def build(network: nn.Module, card: Card, options: Options = PLAIN) -> ModelProt
     model: ModelProto = program.model_proto
     if isinstance(network, OneStage):
         add_suppression(model, network)
+    if options.preprocessing:
+        from metamobile.deploy.preprocessing import add_preprocessing
+
+        add_preprocessing(model, card)
     return model
 
 
@@ -75,20 +79,32 @@ class OnnxRuntime:
                 "wrote, as only such a file tells its preprocessing and its classes"
             )
         self.card = Card.from_json(metadata[KEY])
+        self.takes_pictures = self.session.get_inputs()[0].name == raw.PICTURE
         names = {output.name for output in self.session.get_outputs()}
         self.detects = names >= set(DETECTIONS)
         if UNVERIFIED in metadata:
             logging.getLogger(__name__).warning("%s failed its gate: %s", self.path, metadata[UNVERIFIED])
 
     def run(self, batch: Pixels) -> Any:
+        if self.takes_pictures:
+            return raw.run_pictures(self, batch)
+        found = self._run(INPUT, batch, DETECTIONS if self.detects else [OUTPUT])
+        return by_picture(found, len(batch)) if self.detects else found[0]
+
+    def ask(self, picture: NDArray[np.uint8], names: Sequence[str]) -> list[NDArray[Any]]:
+        return self._run(raw.PICTURE, picture, names)
+
+    def _run(self, name: str, value: NDArray[Any], outputs: Sequence[str]) -> list[NDArray[Any]]:
+        import onnxruntime
         from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
+        options = onnxruntime.RunOptions()
+        options.only_execute_path_to_fetches = True  # a segmenter's map of classes may be large
         try:
-            found = self.session.run(list(DETECTIONS) if self.detects else [OUTPUT], {INPUT: batch})
+            return self.session.run(list(outputs), {name: value}, options)
         except (errors.Fail, errors.InvalidArgument, errors.RuntimeException) as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"{self.path} cannot run on {batch.shape} ({reason})") from error
-        return by_picture(found, len(batch)) if self.detects else found[0]
+            raise ValueError(f"{self.path} cannot run on {value.shape} ({reason})") from error
 
 
 open_file = OnnxRuntime

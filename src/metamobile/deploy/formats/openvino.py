@@ -9,10 +9,15 @@ from __future__ import annotations
 import io
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+import numpy as np
+from numpy.typing import NDArray
+
+from metamobile.deploy import raw
 from metamobile.deploy.formats import PLAIN, Options, need_writer
 from metamobile.deploy.runtimes import DETECTIONS, INPUT, OUTPUT, UNVERIFIED, Pixels, by_picture
 from metamobile.files import write_text
@@ -78,6 +83,7 @@ class OpenVino:
                 "export` wrote, as only such a one tells its preprocessing and its classes"
             )
         self.card = Card.from_json(model.get_rt_info(KEY).astype(str))
+        self.takes_pictures = raw.PICTURE in model.inputs[0].get_names()
         names = {name for output in model.outputs for name in output.get_names()}
         self.detects = names >= set(DETECTIONS)
         if model.has_rt_info(UNVERIFIED):
@@ -89,6 +95,8 @@ class OpenVino:
             raise ValueError(f"{self.path}: OpenVINO cannot run it on {device} ({_reason(error)})") from error
 
     def run(self, batch: Pixels) -> Any:
+        if self.takes_pictures:
+            return raw.run_pictures(self, batch)
         try:
             found = self.model({INPUT: batch})
         except RuntimeError as error:
@@ -96,6 +104,13 @@ class OpenVino:
         if self.detects:
             return by_picture([found[name] for name in DETECTIONS], len(batch))
         return found[OUTPUT]
+
+    def ask(self, picture: NDArray[np.uint8], names: Sequence[str]) -> list[NDArray[Any]]:
+        try:
+            found = self.model({raw.PICTURE: picture})
+        except RuntimeError as error:
+            raise ValueError(f"{self.path} cannot run on {picture.shape} ({_reason(error)})") from error
+        return [found[name] for name in names]
 
 
 open_file = OpenVino

@@ -120,6 +120,11 @@ def configure(runtime: Runtime, *, slide: int | None = None) -> Runtime:
     """
     if slide is None:
         return runtime
+    if getattr(runtime, "takes_pictures", False):
+        raise ValueError(
+            f"slide {slide}: a file that preprocesses by itself resizes each picture whole; expected a run "
+            "folder or a file written without --with-preprocessing"
+        )
     height, width = runtime.card.preprocess.size
     if not 1 <= slide < max(height, width):
         raise ValueError(
