@@ -251,7 +251,7 @@ def test_foreign_onnx_file(tmp_path: Path, pictures: Path) -> None:
 
 def test_missing_onnxruntime_names_the_extra(onnx_file: Path, pictures: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ValueError, match=r'needs ONNX Runtime: pip install "metamobile\[onnx\]"'):
+    with pytest.raises(ValueError, match=r'needs onnxruntime: pip install "metamobile\[onnx\]"'):
         predict(onnx_file, pictures)
 
 

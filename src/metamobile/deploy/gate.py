@@ -155,8 +155,8 @@ def compare(
 
 
 class _OwnPixels:
-    """A file that preprocesses by itself: what its network sees is compared level by level, and its answers with
-    PyTorch's on that."""
+    """A file that preprocesses by itself: what its network sees is compared level by level, and its answers
+    with PyTorch's on that."""
 
     def __init__(self, runtime: Any, record: Preprocess) -> None:
         self.runtime, self.record = runtime, record

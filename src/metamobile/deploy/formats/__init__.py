@@ -74,7 +74,12 @@ FORMATS = {
         ".pte", "ExecuTorch", "executorch", ("executorch",), ("executorch",), ("fp32", "int8")
     ),
     "litert": Format(
-        ".tflite", "LiteRT", "litert", ("litert_torch", "ai_edge_quantizer"), ("ai_edge_litert",), ("fp32", "fp16", "int8")
+        ".tflite",
+        "LiteRT",
+        "litert",
+        ("litert_torch", "ai_edge_quantizer"),
+        ("ai_edge_litert",),
+        ("fp32", "fp16", "int8"),
     ),
     "coreml": Format(".mlpackage", "Core ML", "coreml", ("coremltools",), ("coremltools",), ("fp32", "fp16")),
     "ncnn": Format(".ncnn", "ncnn", "ncnn", ("pnnx", "ncnn"), ("ncnn",), ("fp32", "fp16")),

@@ -5,9 +5,14 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from metamobile.deploy import raw
 from metamobile.deploy.formats import PLAIN, Options, need_writer
 from metamobile.deploy.runtimes import DETECTIONS, INPUT, OUTPUT, THREADS, UNVERIFIED, Pixels, by_picture
 from metamobile.weights.card import KEY, Card
