@@ -13,6 +13,7 @@ from PIL import Image
 
 from metamobile.study.explain import subject as subject_module
 from metamobile.study.explain.explain import explain
+from metamobile_cli.options import split_models
 from small_detector import small
 from small_model import make_network, make_run, write_pictures
 from test_explain_maps import Planted
@@ -158,6 +159,18 @@ def test_errors_are_one_line_that_helps(run: Path, picture: Path, options: dict,
     with pytest.raises(ValueError, match=words) as caught:
         explain(run, picture, out=None, check=False, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_called_as_a_network_is_none_of_pictures(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("emov2_20m", "resnet50", "pets"):
+        (tmp_path / name).mkdir()
+    words = [str(run), "emov2_20m", "resnet50", "emo_1m.imagenette", "pets", "./resnet50", "a.jpg"]
+    assert split_models(words) == (words[:4], words[4:])
+    with pytest.raises(ValueError, match="no picture among resnet50; .*called as a network is ./resnet50"):
+        split_models(["resnet50"])
 
 
 def test_what_cannot_be_explained(run: Path, picture: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -59,19 +59,41 @@ def parse_size(text: str | None) -> int | list[int] | None:
 
 
 def is_picture(word: str) -> bool:
-    """Whether it names pictures or a video, and no model: a file, a folder that is no run, a glob, stdin."""
+    """Whether it names pictures or a video, and no model: a file, a folder, a glob, stdin. A folder is none
+    if it is a run or an exported model, or is called as a network is; a path such as ./emo_1m tells it apart."""
     from metamobile.data.pictures import PICTURE_SUFFIXES
     from metamobile.inference.video import is_video
 
     path = Path(word)
-    is_run = (path / "metrics.jsonl").is_file() or (path / "model.safetensors").is_file()
     return (
         word == "-"
         or path.suffix.lower() in PICTURE_SUFFIXES
         or is_video(word)
         or any(sign in word for sign in "*?[")
-        or (path.is_dir() and not is_run)
+        or (path.is_dir() and not holds_model(path) and not is_networks_name(word))
     )
+
+
+def holds_model(folder: Path) -> bool:
+    """Whether it is a run, or a file of a format that is a folder."""
+    from metamobile.deploy.formats import format_of
+
+    return any((folder / name).is_file() for name in ("metrics.jsonl", "model.safetensors")) or bool(
+        format_of(folder)
+    )
+
+
+def is_networks_name(word: str) -> bool:
+    """Whether a network or weights are called so, ours or timm's."""
+    from metamobile.models.variants import VARIANTS
+    from metamobile.weights.find import SHIPPED
+    from metamobile.weights.published import published_name
+
+    if word in VARIANTS or word in SHIPPED or published_name(word):
+        return True
+    import timm
+
+    return bool(timm.is_model(word))
 
 
 def split_models(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -82,7 +104,11 @@ def split_models(words: Sequence[str]) -> tuple[list[str], list[str]]:
         raise ValueError(f"{', '.join(missing)}: no such file or folder, and no model's name")
     if not models or not pictures:
         what = "picture" if models else "model"
-        raise ValueError(f"no {what} among {', '.join(words)}; expected models, then files, folders or globs")
+        folder = next((word for word in models if Path(word).is_dir() and not holds_model(Path(word))), None)
+        hint = f"; a folder of pictures that is called as a network is ./{folder}" if folder else ""
+        raise ValueError(
+            f"no {what} among {', '.join(words)}; expected models, then files, folders or globs{hint}"
+        )
     return models, pictures
 
 
