@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from metamobile.study.explain import subject as subject_module
+from metamobile.study import opened
 from metamobile.study.explain.explain import explain
 from metamobile_cli.options import split_models
 from small_detector import small
@@ -79,14 +79,14 @@ def test_a_chosen_class_stage_layer_and_point(run: Path, picture: Path) -> None:
 def test_models_side_by_side_and_what_was_left_out(
     run: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = subject_module.load_network
+    load = opened.load_network
 
     def offline(name: Any) -> Any:
         if str(name) == "resnet50":
             raise ValueError("resnet50: its weights could not be fetched, which needs the network once")
         return load(name)
 
-    monkeypatch.setattr(subject_module, "load_network", offline)
+    monkeypatch.setattr(opened, "load_network", offline)
     compare = ["resnet50", "mpvit_tiny", str(run)]
     result = explain([], picture, compare=compare, out=tmp_path, check=False)
     assert [model.name for model in result.models] == [str(run)]

@@ -60,7 +60,7 @@ def parse_size(text: str | None) -> int | list[int] | None:
 
 def is_picture(word: str) -> bool:
     """Whether it names pictures or a video, and no model: a file, a folder, a glob, stdin. A folder is none
-    if it is a run or an exported model, or is called as a network is; a path such as ./emo_1m tells it apart."""
+    if it is a run or an exported model, or is called as a network; a path such as ./emo_1m tells it apart."""
     from metamobile.data.pictures import PICTURE_SUFFIXES
     from metamobile.inference.video import is_video
 

@@ -35,7 +35,6 @@ from metamobile.data.preprocess import Preprocess, preprocess
 from metamobile.deploy.runtimes import pick_device
 from metamobile.errors import NotFinite, nearest
 from metamobile.files import aside, write_text
-from metamobile.inference.model import Model
 from metamobile.inference.predict import read_batches
 from metamobile.models.create import plain_network
 from metamobile.models.operators import DepthwiseConv, WindowAttention
@@ -50,8 +49,8 @@ from metamobile.study.diagonal_claim import (
     find_reach,
     spread_in_words,
 )
+from metamobile.study.opened import AnyModel, at_size, open_model
 from metamobile.weights.card import current_versions
-from metamobile.weights.network import load_network, timm_preprocess
 
 WINDOWS = ("scaled", "kept")
 
@@ -96,7 +95,7 @@ class Diagonal:
 
 
 def study_diagonal(
-    models: Sequence[str | Path | Model | nn.Module],
+    models: Sequence[AnyModel],
     pictures: str | Path | Sequence[str | Path],
     *,
     out: str | Path | None = None,
@@ -131,7 +130,7 @@ def study_diagonal(
     rows: list[DiagonalRow] = []
     failures: list[str] = []
     for index, model in enumerate(models):
-        name, network, record, own = open_subject(model, index, size)
+        name, network, record, own = open_square(model, index, size)
         role = roles[index] if roles else find_role(network, stage)
 
         def tell(done: int, before: int = index * len(paths)) -> None:
@@ -194,29 +193,22 @@ def take_spread(paths: Sequence[Path], most: int | None) -> list[Path]:
     return [paths[i * len(paths) // most] for i in range(most)]
 
 
-def open_subject(
-    model: str | Path | Model | nn.Module, index: int, size: int | None
+def open_square(
+    model: AnyModel, index: int, size: int | None
 ) -> tuple[str, nn.Module, Preprocess, Preprocess]:
     """Name, network, and how pictures are made ready: at `size`, and as the model's own."""
-    if isinstance(model, nn.Module):
-        name, network = f"{type(model).__name__} {index}", model.eval()
-        own = timm_preprocess(model) if hasattr(model, "pretrained_cfg") else Preprocess()
-        if size is not None:  # nothing else tells what it was made for
-            own = replace(own, size=(size, size), resize=None)
-    elif isinstance(model, Model):
-        name, network, own = model.card.variant, model.network, model.card.preprocess
-    else:
-        network, card = load_network(model)
-        name, own = str(model), card.preprocess
+    one = open_model(model, index)
+    name, network, own = one.name, plain_network(one.network), one.record
+    if isinstance(model, nn.Module) and size is not None:  # nothing else tells what it was made for
+        own = replace(own, size=(size, size), resize=None)
     if size is None and (own.size[0] != own.size[1] or own.fit == "inside"):
         raise ValueError(
             f"{name}: its pictures are {own.size[0]}x{own.size[1]} px (fit {own.fit}), and a diagonal needs "
             "a square; give size, the side of the centre that is cut out"
         )
     if size is None or (size, size) == own.size:
-        return name, plain_network(network), own, own
-    resize = round(size * own.shorter_side / max(own.size)) if own.fit == "crop" else None
-    return name, plain_network(network), replace(own, size=(size, size), resize=resize, fit="crop"), own
+        return name, network, own, own
+    return name, network, replace(at_size(own, size), fit="crop"), own
 
 
 def feature_index(network: nn.Module, stage: int, name: str) -> tuple[int, str]:

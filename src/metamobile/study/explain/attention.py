@@ -92,7 +92,8 @@ def place_attention(
     tall, wide = attention.padded_shape(rows, columns)
     whole = torch.zeros(tall * wide, dtype=torch.float64)
     whole[mine] = chosen
-    real = whole.view(tall, wide)[:rows, :columns].numpy()
+    real = whole.view(tall, wide)[:rows, :columns].numpy().copy()
+    whole.view(tall, wide)[:rows, :columns] = 0  # what is left are tokens that padding made
     down, across = cells(padded[0], rows)[: shape[0]], cells(padded[1], columns)[: shape[1]]
     covered = np.bincount(down, minlength=rows)[:, None] * np.bincount(across, minlength=columns)[None]
     spread = np.where(covered > 0, real / np.maximum(covered, 1), 0.0)
@@ -104,7 +105,7 @@ def place_attention(
         query,
         real.astype(np.float32),
         pixels,
-        max(0.0, float(whole.sum() - pixels.sum())),
+        float(whole.sum()) + float(real[covered == 0].sum()),
         head,
         (down, across),
     )

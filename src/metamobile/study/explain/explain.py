@@ -29,7 +29,6 @@ from metamobile.study.explain.cam import (
 from metamobile.study.explain.frame import Floats, Frame, centre_of, enlarge, make_frame
 from metamobile.study.explain.receptive import ReceptiveField, receptive_field
 from metamobile.study.explain.subject import (
-    AnyModel,
     Subject,
     find_layer,
     find_stage,
@@ -38,6 +37,7 @@ from metamobile.study.explain.subject import (
     open_subject,
 )
 from metamobile.study.explain.target import NothingFound, Target, ask
+from metamobile.study.opened import AnyModel
 
 Point = tuple[float, float]
 Size = int | tuple[int, int]

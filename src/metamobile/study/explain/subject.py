@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,11 @@ from torch import Tensor, nn
 from metamobile.data.preprocess import Preprocess
 from metamobile.deploy.runtimes import pick_device
 from metamobile.errors import nearest
-from metamobile.inference.model import Model
 from metamobile.study.explain.frame import stride_of
-from metamobile.tasks.names import distinct
+from metamobile.study.opened import AnyModel, at_size, open_model
 from metamobile.weights.find import SHIPPED
-from metamobile.weights.network import load_network, timm_preprocess
 from metamobile.weights.published import published_name
 
-AnyModel = str | Path | Model | nn.Module
 STAGES = {2 ** (stage + 1): stage for stage in range(5)}  # by stride
 
 
@@ -88,31 +85,19 @@ def open_subject(
 
     Errors: ValueError for what `load_network` refuses, and for an exported file.
     """
-    if isinstance(model, nn.Module):
-        name, network = f"{type(model).__name__} {index}", model.eval()
-        own = timm_preprocess(network) if getattr(network, "pretrained_cfg", None) else Preprocess()
-        task = getattr(network, "task", "classify")
-        own = own if task == "classify" else replace(own, fit="stretch", resize=None)
-        classes = [str(i) for i in range(getattr(network, "num_classes", 1000))]
-        labels = [f"class {i}" for i in range(len(classes))]
-    else:
-        if isinstance(model, Model):
-            name, network, card = model.card.variant, model.network, model.card
-        else:
-            if Path(model).suffix == ".onnx":
-                raise ValueError(
-                    f"{model}: an exported file, which has no gradients; expected the PyTorch model, the run "
-                    "folder or the .safetensors file that it was made from"
-                )
-            name, (network, card) = str(model), load_network(model)
-        own, task, classes, labels = card.preprocess, card.task, card.classes, distinct(card.names)
+    if isinstance(model, str | Path) and Path(model).suffix == ".onnx":
+        raise ValueError(
+            f"{model}: an exported file, which has no gradients; expected the PyTorch model, the run "
+            "folder or the .safetensors file that it was made from"
+        )
+    one = open_model(model, index)
     if size is not None:
-        shape = (size, size) if isinstance(size, int) else (size[0], size[1])
-        if min(shape) < 32:
+        if min(size if isinstance(size, tuple) else (size,)) < 32:
             raise ValueError(f"size {size}: expected at least 32 pixels")
-        resize = round(max(shape) * own.shorter_side / max(own.size)) if own.fit == "crop" else None
-        own = replace(own, size=shape, resize=resize)
-    return Subject(name, network.to(pick_device(device)), task, classes, labels, own)
+        one.record = at_size(one.record, size)
+    return Subject(
+        one.name, one.network.to(pick_device(device)), one.task, one.classes, one.labels, one.record
+    )
 
 
 def find_stages(subject: Subject) -> dict[int, str]:
