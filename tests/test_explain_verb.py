@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from email.message import Message
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
 
 import numpy as np
 import pytest
@@ -87,6 +89,7 @@ def test_models_side_by_side_and_what_was_left_out(
         return load(name)
 
     monkeypatch.setattr(opened, "load_network", offline)
+    monkeypatch.setattr(opened, "check_hub", lambda name: None)  # has a test of its own
     compare = ["resnet50", "mpvit_tiny", str(run)]
     result = explain([], picture, compare=compare, out=tmp_path, check=False)
     assert [model.name for model in result.models] == [str(run)]
@@ -99,6 +102,48 @@ def test_models_side_by_side_and_what_was_left_out(
         explain([], picture, compare=compare[:2], out=None)
     with pytest.raises(ValueError, match="^resnet50: its weights could not be fetched"):
         explain("resnet50", picture, out=None)
+
+
+@pytest.mark.parametrize("answer", [None, 404])
+def test_a_hub_is_asked_once(
+    answer: int | None, picture: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One that answers, if only that it has no such file, is timm's to read."""
+    asked = []
+
+    def urlopen(request: Any, timeout: float) -> Any:
+        asked.append((request.get_method(), request.full_url))
+        if answer is None:
+            raise URLError("no route")
+        raise HTTPError(request.full_url, answer, "no", Message(), None)
+
+    monkeypatch.setattr(opened.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(opened, "is_cached", lambda *given: False)
+    monkeypatch.setattr(opened, "urlopen", urlopen)
+    if answer is None:
+        with pytest.raises(
+            ValueError, match=r"^resnet50: its weights are not here, .*\(no route\)"
+        ) as caught:
+            explain("resnet50", picture, out=None)
+        assert "\n" not in str(caught.value) and not capfd.readouterr().err
+    else:
+        opened.check_hub("resnet50")
+    assert [(method, url.rpartition("/")[2]) for method, url in asked] == [("HEAD", "model.safetensors")]
+    for other in ("emo_1m.imagenette", "emo_5m", "no_such_network", str(picture)):
+        opened.check_hub(other)
+    assert len(asked) == 1
+
+
+def test_a_point_beyond_one_pictures_crop_leaves_its_map(run: Path, picture: Path, tmp_path: Path) -> None:
+    wide = tmp_path / "wide.png"
+    Image.open(picture).resize((300, 80)).save(wide)
+    result = explain(run, [picture, wide], point=(160, 40), out=tmp_path / "out", check=False)
+    first, second = result.models[0].rows
+    assert first is not None and second is not None
+    assert first.point is None and not first.attention and first.cam.size
+    assert second.point == (160, 40) and second.attention and not second.unseen
+    assert len(result.notes) == 1 and "point 160,40 is not seen by the network" in result.notes[0]
+    assert picture.name in result.notes[0] and not result.models[0].no_attention
 
 
 def test_a_detector_with_and_without_objects(tmp_path: Path) -> None:

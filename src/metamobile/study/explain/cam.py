@@ -29,7 +29,7 @@ from metamobile.study.explain.subject import (
     to_map,
     watch,
 )
-from metamobile.study.explain.target import Question
+from metamobile.study.explain.target import NothingFound, Question
 
 METHODS = {  # our names, those of grad-cam's classes, those of the papers
     "gradcam": ("GradCAM", "Grad-CAM"),
@@ -116,7 +116,7 @@ def choose_layer(
     The last map of a network may not do. An object that a detector found on a finer map does not depend on
     it, so that the stage before is taken. Where a class token alone is classified, the patches behind the
     last attention do not matter, so that the last norm before it is taken.
-    Errors: ValueError for an unknown layer or stage, or one that what is asked does not depend on.
+    Errors: ValueError for an unknown layer or stage; NothingFound where what is asked does not depend on it.
     """
     name = (
         layer if layer is not None else last_map(subject, x) if stage is None else find_stage(subject, stage)
@@ -135,9 +135,8 @@ def choose_layer(
                 continue
             if gradient is not None and gradient.any():
                 return other
-    raise ValueError(
-        f"{subject.name}: {question.target.label} does not depend on the map of {name}; choose a layer or "
-        "stage before it"
+    raise NothingFound(
+        f"{question.target.label} does not depend on the map of {name}; choose a layer or stage before it"
     )
 
 

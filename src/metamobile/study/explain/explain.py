@@ -26,7 +26,7 @@ from metamobile.study.explain.cam import (
     find_method,
     load_method,
 )
-from metamobile.study.explain.frame import Floats, Frame, centre_of, enlarge, make_frame
+from metamobile.study.explain.frame import Floats, Frame, OutOfSight, centre_of, enlarge, make_frame
 from metamobile.study.explain.receptive import ReceptiveField, receptive_field
 from metamobile.study.explain.subject import (
     Subject,
@@ -49,8 +49,9 @@ ALIKE = 0.5  # rank correlation with maps of shuffled weights from which on it i
 class Row:
     """One network on one picture. `cam` (r, c) at the positions of `layer`, `heat` (h, w) the same at the
     pixels of the network's input, both from 0 to 1; `frame.place` puts such a map on the picture. `point`
-    (x, y), in pixels of the picture, is whose attention is shown. `correlation` is the rank correlation of
-    `cam` with maps of the network after its weights were shuffled."""
+    (x, y), in pixels of the picture, is whose attention is shown; None where the network did not see it, and
+    why in `unseen`. `correlation` is the rank correlation of `cam` with maps of the network after its weights
+    were shuffled."""
 
     picture: str
     frame: Frame
@@ -58,9 +59,10 @@ class Row:
     layer: str
     cam: Floats
     heat: Floats
-    point: Point
+    point: Point | None
     attention: list[AttentionMap]
     correlation: float | None
+    unseen: str = ""
 
     def on_picture(self, values: NDArray[Any]) -> NDArray[Any]:
         """(h, w) -> (H, W) at the picture's own pixels, NaN where the network saw nothing."""
@@ -143,8 +145,8 @@ def explain(
     of all. `size` is the pictures' side, or (height, width), if not the model's own. `check` compares each
     map with those of shuffled weights. `progress` gets (done, in all).
 
-    Errors: ValueError for a model that cannot be opened, an exported file, a class, stage, layer, head or
-    point that is not there, or where nothing is left to show, and without the package grad-cam.
+    Errors: ValueError for a model that cannot be opened, an exported file, a class, stage, layer or head that
+    is not there, a point that is seen in no picture, or where nothing is left to show, and without grad-cam.
     """
     options = Options(find_method(method), target, stage, layer, point, head, check)
     load_method(options.method)
@@ -170,8 +172,11 @@ def explain(
                 progress(before + done, steps)
 
         result.models.append(explain_model(subject, read, options, notes, tell))
-    if not any(row for one in result.models for row in one.rows):
+    shown = [row for one in result.models for row in one.rows if row]
+    if not shown:
         raise ValueError(f"nothing is left to show: {'; '.join(notes)}")
+    if all(row.unseen for row in shown):
+        raise ValueError(shown[0].unseen)
     if out is not None:
         write(result, [picture for _, picture in read], Path(out))
     return result
@@ -232,7 +237,9 @@ def explain_model(
             notes.append(f"{subject.name}, {path}: {error}")
         tell(done)
     shown = [row for row in result.rows if row]
-    if shown and not result.no_attention and not any(row.attention for row in shown):
+    notes += [f"{subject.name}, {row.picture}: {row.unseen}" for row in shown if row.unseen]
+    seen = [row for row in shown if not row.unseen]
+    if seen and not result.no_attention and not any(row.attention for row in seen):
         result.no_attention = "no window attention in this stage or layer"
     if options.head is not None and result.no_attention:
         notes.append(f"{subject.name}: head {options.head} has no effect, as there is {result.no_attention}")
@@ -275,11 +282,18 @@ def explain_picture(subject: Subject, x: Tensor, picture: str, frame: Frame, opt
         correlation_with_shuffled(subject, question, layer, x, options.method, cam) if options.check else None
     )
     padded = subject.padded(frame.shape)
-    point = options.point or frame.to_picture(*peak(cam, padded, frame.shape))
-    at = frame.to_input(*point)
-    maps = attention_maps(subject, x, at, stage=options.stage, layer=options.layer, head=options.head)
     heat = enlarge(cam, padded)[: frame.shape[0], : frame.shape[1]]
-    return Row(picture, frame, question.target, name, cam, heat, point, maps, correlation)
+    row = Row(picture, frame, question.target, name, cam, heat, options.point, [], correlation)
+    row.point = row.point or frame.to_picture(*peak(cam, padded, frame.shape))
+    try:
+        at = frame.to_input(*row.point)
+    except OutOfSight as error:
+        row.point, row.unseen = None, str(error)
+        return row
+    row.attention = attention_maps(
+        subject, x, at, stage=options.stage, layer=options.layer, head=options.head
+    )
+    return row
 
 
 def peak(cam: Floats, padded: tuple[int, int], shape: tuple[int, int]) -> Point:

@@ -220,6 +220,8 @@ def over(axes: Axes, values: NDArray[Any], frame: Frame, smooth: bool) -> None:
 
 
 def mark_point(axes: Axes, row: Row) -> None:
+    if row.point is None:
+        return
     axes.plot(*row.point, "+", color="black", markersize=13, markeredgewidth=3.4)
     axes.plot(*row.point, "+", color=MARK, markersize=12, markeredgewidth=1.6)
 
@@ -276,6 +278,8 @@ def show_map(axes: Axes, picture: NDArray[Any], row: Row, title: str) -> None:
 
 def show_attention(panels: Sequence[Axes], picture: NDArray[Any], row: Row, reason: str) -> None:
     """One panel a cut; what is missing is said."""
+    if row.unseen:
+        reason = "the point lies outside of\nwhat the network saw"
     maps = last_maps(row) if row.attention else []
     for axes, one in zip(panels, maps, strict=False):
         under(axes, picture, row.frame, grey=True)

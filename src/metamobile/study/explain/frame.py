@@ -20,6 +20,10 @@ from metamobile.data.preprocess import Preprocess, resize_shorter
 Floats = NDArray[np.float32]
 
 
+class OutOfSight(ValueError):
+    """A point of a picture that the network did not see."""
+
+
 @dataclass(frozen=True)
 class Frame:
     """Where the network's input lies: `size` (width, height) of the picture, `shape` (h, w) of the input, and
@@ -34,10 +38,10 @@ class Frame:
         return self.box == (0, 0, *self.size)
 
     def to_input(self, x: float, y: float) -> tuple[float, float]:
-        """(x, y) of the picture -> (x, y) of the input. Errors: ValueError outside of the box."""
+        """(x, y) of the picture -> (x, y) of the input. Errors: OutOfSight outside of the box."""
         x1, y1, x2, y2 = self.box
         if not (x1 <= x < x2 and y1 <= y < y2):
-            raise ValueError(
+            raise OutOfSight(
                 f"point {x:g},{y:g} is not seen by the network; expected x from {math.ceil(x1)} to "
                 f"{math.ceil(x2) - 1} and y from {math.ceil(y1)} to {math.ceil(y2) - 1}, in pixels of the "
                 f"picture ({self.size[0]}x{self.size[1]})"

@@ -71,7 +71,7 @@ def map_cells(model: Explained, row: Row) -> list[str]:
         f"{target.score_name} {value}",
         row.layer,
         "x".join(map(str, row.cam.shape)),
-        f"{row.point[0]:.0f},{row.point[1]:.0f}",
+        "-" if row.point is None else f"{row.point[0]:.0f},{row.point[1]:.0f}",
         "-" if row.correlation is None else f"{row.correlation:+.2f}",
     ]
 

@@ -29,7 +29,7 @@ SCORES = {"classify": "probability", "detect": "score", "segment": "share of the
 
 
 class NothingFound(ValueError):
-    """A detector or segmenter sees nothing of what is asked about in this picture."""
+    """What is asked about is not to be seen in this picture, or not in the layer that is looked at."""
 
 
 @dataclass(eq=False)
