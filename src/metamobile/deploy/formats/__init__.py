@@ -58,7 +58,7 @@ FORMATS = {
         "onnx",
         ("onnx", "onnxscript", "onnxruntime"),
         ("onnxruntime",),
-        ("fp32",),
+        PRECISIONS,
         ("preprocessing",),
     ),
     "openvino": Format(
@@ -67,7 +67,7 @@ FORMATS = {
         "openvino",
         ("onnx", "onnxscript", "onnxruntime", "openvino"),
         ("openvino",),
-        ("fp32", "fp16"),
+        PRECISIONS,
         ("preprocessing",),
     ),
     "executorch": Format(

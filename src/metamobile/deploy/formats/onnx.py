@@ -31,8 +31,12 @@ def write(network: nn.Module, card: Card, path: str | Path, options: Options = P
     onnx.save(build(network, card, options), path)
 
 
-def build(network: nn.Module, card: Card, options: Options = PLAIN) -> ModelProto:
+def build(
+    network: nn.Module, card: Card, options: Options = PLAIN, *, quantised_outputs: bool = True
+) -> ModelProto:
     """`network`, as it computes in evaluation mode, for pictures of the card's size.
+
+    "fp16" and "int8" are as `deploy.quantise` has them, `quantised_outputs` is its `outputs`.
 
     Input "pixels" (batch, 3, H, W) float32, preprocessed as the card says. Output "logits" (batch, K); of a
     segmenter (batch, K, H, W), and "classes" (batch, H, W), the best of each pixel; a detector's are in
@@ -41,6 +45,7 @@ def build(network: nn.Module, card: Card, options: Options = PLAIN) -> ModelProt
     import torch
 
     from metamobile.deploy.decoding import add_suppression, output_names
+    from metamobile.deploy.quantise import half_weights, quantise
     from metamobile.models.detection import OneStage
 
     # Two pictures, as torch.export takes a size of one for a constant.
@@ -60,6 +65,10 @@ def build(network: nn.Module, card: Card, options: Options = PLAIN) -> ModelProt
         node.metadata_props.clear()  # stack traces with this machine's paths, a seventh of the file
     program.model.metadata_props[KEY] = card.to_json()
     model: ModelProto = program.model_proto
+    if options.precision == "fp16":
+        model = half_weights(model)
+    elif options.precision == "int8":
+        model = quantise(model, card, options.calibration, outputs=quantised_outputs)
     if isinstance(network, OneStage):
         add_suppression(model, network)
     if options.preprocessing:

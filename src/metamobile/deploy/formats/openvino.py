@@ -10,6 +10,8 @@ import io
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 
 from metamobile.deploy import raw
 from metamobile.deploy.formats import PLAIN, Options, need_writer
-from metamobile.deploy.runtimes import DETECTIONS, INPUT, OUTPUT, UNVERIFIED, Pixels, by_picture
+from metamobile.deploy.runtimes import DETECTIONS, INPUT, OUTPUT, THREADS, UNVERIFIED, Pixels, by_picture
 from metamobile.files import write_text
 from metamobile.weights.card import KEY, Card
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 MODEL = "model.xml"  # the weights are in model.bin beside it
-THREADS = "METAMOBILE_THREADS"
+SHAPES = 4  # that a model is kept compiled for, the latest
 
 
 def write(network: nn.Module, card: Card, path: str | Path, options: Options = PLAIN) -> None:
@@ -40,16 +42,28 @@ def write(network: nn.Module, card: Card, path: str | Path, options: Options = P
     need_writer("openvino")
     from metamobile.deploy.formats import onnx
 
-    from_onnx(onnx.build(network, card, options), card, path, half=options.precision == "fp16")
+    half, small = options.precision == "fp16", options.precision == "int8"
+    model = onnx.build(
+        network, card, replace(options, precision="fp32") if half else options, quantised_outputs=False
+    )
+    from_onnx(model, card, path, half=half, one=small and not options.preprocessing)
 
 
-def from_onnx(model: ModelProto, card: Card, path: str | Path, *, half: bool = False) -> None:
+def from_onnx(
+    model: ModelProto, card: Card, path: str | Path, *, half: bool = False, one: bool = False
+) -> None:
     """Write an ONNX model, quantised ones too, as the folder `path`; with `half` its weights in half
-    precision."""
+    precision, with `one` for one picture at a time.
+
+    Eight bits with a batch of any size are wrong in OpenVINO 2026.4 on a processor: a depthwise convolution
+    with a stride, whose result goes in eight bits to the next one, answers something else.
+    """
     import openvino
 
     # Not convert_model, which reports its use to Intel; the compiler optimises either way.
     converted = openvino.Core().read_model(io.BytesIO(model.SerializeToString()))
+    if one:
+        converted.reshape([1, 3, *card.preprocess.size])
     converted.set_rt_info(card.to_json(), KEY)
     # Where OpenVINO's own tools look for names; they part them at spaces.
     labels = " ".join(name.replace(" ", "_") for name in card.names)
@@ -84,32 +98,50 @@ class OpenVino:
             )
         self.card = Card.from_json(model.get_rt_info(KEY).astype(str))
         self.takes_pictures = raw.PICTURE in model.inputs[0].get_names()
+        self.one = not self.takes_pictures and model.inputs[0].partial_shape[0].is_static
         names = {name for output in model.outputs for name in output.get_names()}
         self.detects = names >= set(DETECTIONS)
         if model.has_rt_info(UNVERIFIED):
             reason = model.get_rt_info(UNVERIFIED).astype(str)
             logging.getLogger(__name__).warning("%s failed its gate: %s", self.path, reason)
+        self._compile, self._model = partial(core.compile_model, device_name=where), model
+        self._compiled: dict[tuple[int, ...], openvino.CompiledModel] = {}
         try:
-            self.model = core.compile_model(model, where)
+            self._for(() if self.takes_pictures else (1, 3, *self.card.preprocess.size))
         except RuntimeError as error:
             raise ValueError(f"{self.path}: OpenVINO cannot run it on {device} ({_reason(error)})") from error
+
+    def _for(self, shape: tuple[int, ...]) -> openvino.CompiledModel:
+        """The model compiled for inputs of one shape, as known shapes run a third faster; () leaves it."""
+        if shape not in self._compiled:
+            model = self._model.clone()
+            if shape and not self.one:
+                model.reshape(shape)
+            if len(self._compiled) == SHAPES:
+                del self._compiled[next(iter(self._compiled))]
+            self._compiled[shape] = self._compile(model)
+        return self._compiled[shape]
 
     def run(self, batch: Pixels) -> Any:
         if self.takes_pictures:
             return raw.run_pictures(self, batch)
-        try:
-            found = self.model({INPUT: batch})
-        except RuntimeError as error:
-            raise ValueError(f"{self.path} cannot run on {batch.shape} ({_reason(error)})") from error
-        if self.detects:
-            return by_picture([found[name] for name in DETECTIONS], len(batch))
-        return found[OUTPUT]
+        if self.one and len(batch) > 1:
+            parts = [self.run(one[None]) for one in batch]
+            return [one for part in parts for one in part] if self.detects else np.concatenate(parts)
+        names = DETECTIONS if self.detects else (OUTPUT,)
+        found = self._ask(INPUT, batch, batch.shape, names)
+        return by_picture(found, len(batch)) if self.detects else found[0]
 
     def ask(self, picture: NDArray[np.uint8], names: Sequence[str]) -> list[NDArray[Any]]:
+        return self._ask(raw.PICTURE, picture, (), names)
+
+    def _ask(
+        self, name: str, value: NDArray[Any], shape: tuple[int, ...], names: Sequence[str]
+    ) -> list[NDArray[Any]]:
         try:
-            found = self.model({raw.PICTURE: picture})
+            found = self._for(shape)({name: value})
         except RuntimeError as error:
-            raise ValueError(f"{self.path} cannot run on {picture.shape} ({_reason(error)})") from error
+            raise ValueError(f"{self.path} cannot run on {value.shape} ({_reason(error)})") from error
         return [found[name] for name in names]
 
 
