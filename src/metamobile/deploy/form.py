@@ -12,6 +12,7 @@ tokens, gh gw windows along each axis, V channels of the values.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -183,7 +184,7 @@ class Attention(nn.Module):
     def __init__(self, attention: WindowAttention) -> None:
         super().__init__()
         self.heads = attention.num_heads
-        self.window_shape, self.padded_shape = attention.window_shape, attention.padded_shape
+        self.window_shape = attention.window_shape
         self.cuts = ("strided", "contiguous") if attention.partition == "both" else (attention.partition,)
         half = attention.qk.in_channels
         self.qk = nn.Linear(half, 2 * half, attention.qk.bias is not None)
@@ -195,13 +196,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, expand: nn.Module | None = None) -> Tensor:
         height, width, channels = x.shape[1:]
-        tall, wide = self.padded_shape(height, width)
-        padded = (tall, wide) != (height, width)
+        window = self.window_shape(height, width)
+        tall, wide = covering(height, window[0]), covering(width, window[1])
+        padded = not same((tall, wide), (height, width))
         if padded:
             x = F.pad(x.flatten(2), (0, (wide - width) * channels, 0, tall - height))
             x = x.reshape(-1, tall, wide, channels)
-        window = self.window_shape(tall, wide)
-        whole = window == (tall, wide)
+        whole = same(window, (tall, wide))
         if len(self.cuts) == 1 or whole:
             tokens = cut(x, window, self.cuts[0])  # (B*gh*gw, T, C)
             y = self._attend(self.qk(tokens), tokens if expand is None else expand(tokens))
@@ -228,6 +229,27 @@ class Attention(nn.Module):
         return y.transpose(1, 2).flatten(2)
 
 
+def same(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether these sizes are known to be equal: asked in any other way, torch.export would take a size that
+    it is to leave free for fixed."""
+    return all(known(a == b) for a, b in zip(one, other, strict=True))
+
+
+def known(claim: bool | torch.SymBool) -> bool:
+    if not isinstance(claim, torch.SymBool):
+        return bool(claim)
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(claim)
+
+
+def covering(size: int, side: int) -> int:
+    """A size rounded up to whole windows."""
+    if known(size == side):
+        return size
+    return (size + side - 1) // side * side
+
+
 def sum_of(parts: list[Tensor]) -> Tensor:
     total = parts[0]
     for part in parts[1:]:
@@ -240,7 +262,7 @@ def cut(x: Tensor, window: tuple[int, int], how: str) -> Tensor:
     height, width, channels = x.shape[1:]
     h, w = window
     gh, gw = height // h, width // w
-    if (gh, gw) == (1, 1):
+    if same((gh, gw), (1, 1)):
         return x.flatten(1, 2)
     if how == "strided":  # rows of one window: 0, gh, 2*gh, ...
         x = x.reshape(-1, h, gh, width * channels).transpose(1, 2)
@@ -254,7 +276,7 @@ def join(x: Tensor, window: tuple[int, int], how: str, size: tuple[int, int]) ->
     """(B*gh*gw, T, C) -> (B, H, W, C): the inverse of `cut`."""
     (height, width), (h, w), channels = size, window, x.shape[2]
     gh, gw = height // h, width // w
-    if (gh, gw) != (1, 1):
+    if not same((gh, gw), (1, 1)):
         if how == "strided":
             x = x.reshape(-1, gw, h * w, channels).transpose(1, 2)
             x = x.reshape(-1, gh, h, width * channels).transpose(1, 2)
