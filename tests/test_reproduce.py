@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 from PIL import Image
+from typer.main import get_command
 
 import metamobile
 from metamobile.models.variants import VARIANTS
-from metamobile.study.heads import PRINTED, Printed
+from metamobile.study import ablate
+from metamobile.study.complexity import Complexity
+from metamobile.study.grids import GRIDS
+from metamobile.study.heads import PRINTED, HeadRow, Printed
 from metamobile.study.reproduce import TABLES, Reproduced, classify, dense, find_data, reproduce, studies
 from metamobile.study.reproduce.page import render
 from metamobile.study.reproduce.printed import COLUMNS, EMOS, PEER_ROWS, accuracy
 from metamobile.study.reproduce.request import Request, other_data
+from metamobile.training.recipe import load_recipe
 from metamobile.weights.published import PUBLISHED
+from metamobile_cli import app as verbs
+from metamobile_cli.options import split_settings
 
 
 def column(table: Reproduced, name: str) -> list[str]:
@@ -112,7 +122,14 @@ def test_a_segmenter_counts_and_says_how_to_train(nowhere: Path, monkeypatch: py
         "metamobile eval runs/ade20k-segformer-emov2-emov2_1m --data ADE20K`"
     )
     largest = dense._ours(Request(), "ade20k", "segformer", "emov2_20m", 512, 10)
-    assert largest.startswith("not known: the authors' ImageNet weights of emov2_20m")
+    assert largest.startswith(
+        "weights and data missing: `metamobile train emov2_20m --recipe imagenet-emov2 --data IMAGENET --out "
+        "runs/imagenet-emov2_20m && metamobile train emov2_20m --recipe ade20k-segformer-emov2 --set "
+        "model.pretrained=runs/imagenet-emov2_20m,model.window_size=10 --data ADE20K "
+    )
+    unpublished = dense._ours(Request(), "ade20k", "fpn", "emo_1m", 512, 7)
+    assert "train emo_1m --recipe ade20k-fpn-emov2 --set model.pretrained=emo_1m.in1k" in unpublished
+    assert unpublished.endswith("(by EMOv2's recipe, as EMO's is not published)")
     assert column(table, ">M parameters")[0].startswith("1.4")
 
 
@@ -133,7 +150,7 @@ def test_a_cell_that_is_the_published_network_takes_its_weights(
     ours = dict(zip(column(table, "cell"), column(table, classify.TOP1), strict=True))
     assert ours["5x5"].startswith("weights and data missing: `metamobile pull emov2_5m.in1k && ")
     assert "--set 'model.args.kernels=[3, 3, 3, 3]' --data IMAGENET" in ours["3x3"]
-    assert ours["5x5-dcnv2"] == "not known: it cannot be built here"
+    assert ours["5x5-dcnv2"].startswith("not known: it cannot be built here, as where the deformable")
     remarks = dict(zip(column(table, "cell"), column(table, "remark on the paper's row"), strict=True))
     assert {name for name, said in remarks.items() if said.startswith("cannot be met exactly")} == {
         "9x9",
@@ -143,14 +160,133 @@ def test_a_cell_that_is_the_published_network_takes_its_weights(
     assert counted["9x9"] == "5.703" and counted["5x5-dcnv2"] == "-"
 
 
-def test_commands_name_recipes_and_weights_that_exist() -> None:
+@pytest.mark.parametrize("name", [name for name in TABLES if name not in ("criteria", "complexity")])
+def test_every_command_is_one_that_works(name: str, nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as it can be told without data and weights: verbs and options, recipes and their settings,
+    networks, weights; and what a command needs, one before it makes. Nothing is counted."""
     recipes = Path(metamobile.__file__).parents[2] / "recipes"
     if not recipes.is_dir():
         pytest.skip("needs a checkout with its recipes")
-    named = {recipe for pair in dense.RECIPES.values() for recipe in pair if recipe}
-    named |= {row[5] for row in classify.STRONGER if row[5]}
-    assert all((recipes / f"{name}.yaml").is_file() for name in named | {"coco-ssdlite-emov2-512"})
-    assert {"emov2_5m.in1k", "emov2_5m.in1k_kd", "emov2_5m_512.in1k_kd", "emo_5m.in1k"} <= set(PUBLISHED)
+    free = Complexity("it", 0, 0, 0)
+    for module in (classify, studies):
+        monkeypatch.setattr(module, "count_network", lambda *given, **args: free)
+    monkeypatch.setattr(ablate, "count_network", lambda *given, **args: free)
+    monkeypatch.setattr(classify, "peer_costs", lambda peer: (0, 0))
+    monkeypatch.setattr(
+        dense,
+        "count_head",
+        lambda row: HeadRow(row.name, row.head, "", row.size, 7, 0, 0, 0, "", "", [], [], False, ""),
+    )
+    app = get_command(verbs)
+    lines = [
+        line
+        for table in reproduce(name, quiet=True)
+        for cell in (*(cell for row in table.rows for cell in row), *table.notes)
+        for line in re.findall("`(metamobile [^`]+)`", cell)
+        if "study complexity" not in line
+    ]
+    assert lines
+    for line in dict.fromkeys(lines):
+        made = set(PUBLISHED)
+        fetched: set[str] = set()
+        for words in map(shlex.split, line.split(" && ")):
+            made |= check_command(app, words, fetched, recipes)
+        assert fetched <= made, line
+
+
+def check_command(app: Any, words: list[str], fetched: set[str], recipes: Path) -> set[str]:
+    """The runs that a command makes; what it reads goes to `fetched`, but for timm's weights."""
+    assert words.pop(0) == "metamobile"
+    command = app
+    while hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    given = command.make_context(command.name, words).params  # an unknown option raises
+    if command.name == "train":
+        recipe = load_recipe(str(recipes / f"{given['recipe']}.yaml"))
+        recipe = recipe.replace({"model.name": given["name"], "data.path": given["data"]})
+        recipe = recipe.override(split_settings(given["settings"] or []))
+        assert timm.is_model(recipe.model.name)
+        fetched |= {recipe.model.pretrained} - {None}
+        return {str(given["out"])}
+    if command.name == "eval":
+        fetched |= set() if timm.is_model_pretrained(given["model"]) else {given["model"]}
+    if command.name == "pull":
+        assert given["name"] in PUBLISHED
+    if command.name == "ablate":
+        return {f"{given['out']}/{cell}-seed0" for cell in GRIDS[given["grid"]].names}
+    if command.name == "diagonal":
+        fetched |= set(given["models"])
+    if command.name == "bench":
+        assert all(map(timm.is_model, given["models"]))
+    return set()
+
+
+def test_grids_without_the_papers_figures_are_counted(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = studies.GRIDS["window"]
+    cells = [cell for cell in grid.cells if cell.name in ("4x4", "7x7")]
+    monkeypatch.setattr(studies, "GRIDS", {"window": replace(grid, cells=cells)})
+    (table,) = reproduce("ablations", quiet=True)
+    check_shape(table)
+    assert column(table, "network") == ["EMO-5M"] * 2 and column(table, ">M parameters") == ["5.109"] * 2
+    assert column(table, ">top-1 %, paper's") == ["-"] * 2
+    ours = column(table, classify.TOP1)
+    assert "--set model.window_size=4 --data" in ours[0] and "metamobile pull emo_5m.in1k" in ours[1]
+    assert table.notes[-1].endswith(
+        "`metamobile study ablate window --data FOLDER --out runs/ablate-window`."
+    )
+
+
+def test_an_ablation_in_small_is_found_where_its_command_left_it(
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = nowhere / "runs" / "ablate-cascade"
+    folder.mkdir(parents=True)
+    counted = {"parameters": 1_234_567, "flops_paper": 89_000_000}
+    about = {
+        "what": "cascade: emo_1m, pets, 64 px, 1 epoch",
+        "command": "metamobile study ablate cascade --data pets",
+        "seeds": 2,
+        "steps": [{"lower": "a", "higher": "b", "verdict": "undecided"}],
+        "order": "undecided",
+        "cells": [
+            {"name": "cascade", "counted": counted, "runs": [{"top1": 50.0}, {"top1": 51.0}]},
+            {"name": "parallel", "counted": counted, "runs": []},
+        ],
+    }
+    (folder / "ablation.json").write_text(json.dumps(about))
+    (table,) = studies.small_table(Request(), "cascade", studies.GRIDS["cascade"])
+    check_shape(table)
+    assert table.rows == [
+        ["cascade", "1.235", "89.0", "2", "50.50", "0.71", "50.00", "51.00"],
+        ["parallel", "1.235", "89.0", "0", *"----"],
+    ]
+    assert table.notes == [
+        "Not the paper's task: cascade: emo_1m, pets, 64 px, 1 epoch (runs/ablate-cascade/ablation.json).",
+        "Runs are missing, of 2 a cell: `metamobile study ablate cascade --data pets` goes on.",
+        "The paper's order: undecided (a < b: undecided).",
+    ]
+
+
+def test_speed_is_read_from_bench(nowhere: Path) -> None:
+    (table,) = reproduce("speed", quiet=True)
+    cells = column(table, "CPU pictures/s, ours, or what is missing")
+    assert len(set(cells)) == 1 and cells[0].startswith(
+        "not measured: `metamobile bench edgenext_xx_small emo_1m"
+    )
+    assert cells[0].endswith(" --size 224 --out results/speed`")
+    row = {"model": "emo_1m", "batch_size": 2, "threads": 1, "size": [224, 224], "runtime": "torch"}
+    row |= {"precision": "fp32", "wall_ms": {"median": 25.0}, "cpu_ms": {"median": 20.0}}
+    written = {"rows": [row], "machine": {"processor": "A processor"}}
+    (nowhere / "results" / "speed").mkdir()
+    (nowhere / "results" / "speed" / "bench.json").write_text(json.dumps(written))
+    (table,) = reproduce("speed", quiet=True)
+    check_shape(table)
+    ours = dict(zip(column(table, "network"), column(table, table.columns[-1]), strict=True))
+    assert ours["EMO-1M"] == "100.0" and ours["EMO-2M"].startswith("not measured")
+    assert (
+        "A processor, torch fp32, 224x224 px, batches of 2, 1 thread, medians of processor" in table.notes[-1]
+    )
+    assert "(results/speed/bench.json)" in table.notes[-1]
 
 
 def test_measured_where_weights_and_data_are(tmp_path: Path) -> None:
@@ -187,17 +323,21 @@ def test_evidence_is_read_and_named(nowhere: Path) -> None:
     (note,) = other_data(Request(), "mine/summary.json", "two classes")
     assert "not the paper's task: two classes: top1 87.9 on 3,925 pictures" in note
     (nowhere / "results" / "diagonal").mkdir()
-    row = {"role": "conv", "side": 8, "reach": {"half_width": None, "mean": 0.25}}
+    row = {"role": "conv", "name": "mine", "side": 8, "reach": {"half_width": None, "mean": 0.25}}
     about = {
-        "rows": [row],
+        "rows": [row, {**row, "name": "another"}],
         "parts": {"long": "confirmed", "short": None, "most": "refuted"},
         "spread": "of one",
     }
     (nowhere / "results" / "diagonal" / "diagonal.json").write_text(json.dumps(about))
     table, claim = reproduce("diagonal", quiet=True)
     check_shape(table)
-    assert column(table, ">half-width, ours")[0] == "more than 7 of 8"
-    assert column(table, ">half-width, ours")[1].startswith("not measured: `metamobile study diagonal")
+    assert column(table, "network") == ["convolution alone"] * 2 + ["attention alone", "both"]
+    assert column(table, ">half-width, ours")[:2] == ["more than 7 of 8"] * 2
+    runs = column(table, "run, ours")
+    assert runs[:2] == ["mine", "another"]
+    assert runs[2].startswith("not measured: `metamobile study ablate components --data FOLDER --out runs/")
+    assert "--seeds 1 && metamobile study diagonal runs/ablate-components/dw-conv-seed0 runs/" in runs[2]
     assert column(claim, "verdict") == ["confirmed", "-", "refuted"]
 
 

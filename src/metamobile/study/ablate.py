@@ -11,16 +11,14 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from metamobile.errors import nearest
-from metamobile.models.create import create_model
 from metamobile.models.operators import WindowAttention
 from metamobile.models.variants import VARIANTS
 from metamobile.study.ablate_table import write_results
-from metamobile.study.complexity import Complexity, complexity
+from metamobile.study.complexity import Complexity, complexity, count_network
 from metamobile.study.grids import GRIDS, Cell, Grid, Published, Settings
 from metamobile.tasks import get_task
 from metamobile.training.loop import Interrupted
@@ -281,12 +279,6 @@ def network_args(name: str, settings: Settings) -> dict[str, Any]:
     return {key: value for key, value in args.items() if key not in own or own[key] != value}
 
 
-@cache
-def _count_network(name: str, args: str) -> Complexity:
-    """At the papers' size; `args` as JSON, as several cells of the grids are one network."""
-    return complexity(create_model(name, **json.loads(args)), PUBLISHED_SIZE)[0]
-
-
 def count_cell(cell: Cell, base: Recipe, classes: int) -> Complexity:
     """The network that the cell trains, at the size it is trained at."""
     network = get_task("classify").build_model(cell_recipe(cell, base, 0), classes)
@@ -301,7 +293,7 @@ def count_published(grid: Grid) -> list[PublishedCount]:
             counted = None
             if cell.settings and (row.parameters or row.flops):
                 args = network_args(row.network, cell.settings(VARIANTS[row.network]))
-                counted = _count_network(row.network, json.dumps(args))
+                counted = count_network(row.network, PUBLISHED_SIZE, **args)
             counts.append(PublishedCount(cell, row, counted))
     return counts
 

@@ -157,10 +157,17 @@ def published_table(counts: Sequence[PublishedCount]) -> Table:
             ours = [f"{count.counted.parameters / 1e6:.3f}", f"{count.counted.flops_paper / 1e6:.1f}"]
         theirs = printed_and_recounted(row)
         agrees = {True: "yes", False: "no", None: "not built"}[count.agrees]
-        said = "; ".join(part for part in (row.unmet, row.remark) if part)
-        rows.append([PAPERS[row.network], count.cell.name, *ours, *theirs, agrees, said or "-"])
+        rows.append([PAPERS[row.network], count.cell.name, *ours, *theirs, agrees, remark_of(count)])
     title = "The papers' networks at 224 px, counted; what no table prints is the official code, counted"
     return title, [*columns, "agrees", "remark on the paper's row"], rows
+
+
+def remark_of(count: PublishedCount) -> str:
+    """First of all, whether a printed count is not met."""
+    parts = [part for part in (count.row.unmet, count.row.remark) if part]
+    if count.agrees is False or (count.counted is None and count.row.unmet):
+        return "; ".join(["cannot be met exactly", *parts])
+    return "; ".join(parts) or "-"
 
 
 def printed_and_recounted(row: Published) -> list[str]:

@@ -9,14 +9,18 @@ Activations, softmax, additions and pooling are free in both.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from metamobile.models.create import create_model
 
 aten = torch.ops.aten
 
@@ -94,3 +98,14 @@ def complexity(
             )
         )
     return rows
+
+
+def count_network(name: str, size: int = 224, **args: Any) -> Complexity:
+    """Of a network by name, with arguments that JSON can hold; on shapes alone, and once for all tables."""
+    return _count_once(name, size, json.dumps(args, sort_keys=True))
+
+
+@cache
+def _count_once(name: str, size: int, args: str) -> Complexity:
+    network = create_model(name, **json.loads(args)).eval().to("meta")
+    return complexity(network, size)[0]

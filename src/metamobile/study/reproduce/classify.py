@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub import try_to_load_from_cache
 
-from metamobile.models.create import create_model
 from metamobile.models.transplants import TRANSPLANTS
-from metamobile.study.complexity import Complexity, complexity
+from metamobile.study.complexity import count_network
 from metamobile.study.criteria import peer_costs
+from metamobile.study.opened import is_cached
 from metamobile.study.peers import PEERS, Peer
 from metamobile.study.reproduce.printed import BATCHES, EMOS, OTHER_RECIPES, SPEED, STRONGER, TRANSPLANTED
 from metamobile.study.reproduce.request import Reproduced, Request, other_data
@@ -18,13 +18,15 @@ from metamobile.weights.published import PUBLISHED
 
 TOP1 = "top-1 %, ours, or what is missing"
 RULE = ">M FLOPs, by the papers' rule"
+BENCH = "speed/bench.json"
 NOT_IN_TIMM = "not known: timm does not have this network"
-
-
-def count(name: str, size: int = 224, **args: Any) -> Complexity:
-    """Counted on shapes alone: no weights."""
-    (row,) = complexity(create_model(name, **args).eval().to("meta"), size)
-    return row
+UNKNOWN = {"EMOv1-20M": "not known: how this network is built is not published"}
+TAGS = {  # where timm's default weights saw other pictures too, or had a recipe stronger than that
+    "convnext_tiny": "fb_in1k",
+    "resnet152": "a1_in1k",
+    "swin_base_patch4_window7_224": "ms_in1k",
+    "swin_tiny_patch4_window7_224": "ms_in1k",
+}
 
 
 def text(value: float | None, digits: int = 1) -> str:
@@ -38,11 +40,10 @@ def imagenet(request: Request) -> list[Reproduced]:
     rows = []
     for name, (parameters, flops, *top1) in EMOS.items():
         request.step(f"counting {name}")
-        counted = count(name)
-        weights = next((full for full, row in PUBLISHED.items() if row.variant == name), None)
+        counted = count_network(name)
         ours = [f"{n / 1e6:,.1f}" for n in (counted.macs, counted.flops_paper)]
         rows.append([name, "224", f"{counted.parameters / 1e6:.3f}", parameters, *ours, flops, *top1])
-        rows[-1].append(request.classifier(weights))
+        rows[-1].append(emo_top1(request, name))
     for peer in PEERS:
         if peer.name in EMOS:
             continue
@@ -59,20 +60,39 @@ def imagenet(request: Request) -> list[Reproduced]:
         "by the papers' rule, multiply-adds and norms; of 20M and 50M they are printed in G.",
         "Peers are counted as deployed, mergeable branches merged, in multiply-adds; their printed FLOPs are "
         "those of their own papers.",
-        "A peer's weights are timm's default ones, whose recipe need not be its paper's.",
+        "A peer's weights are timm's, whose recipe need not be its paper's; eval fetches them once.",
+        "No weights of emov2_20m and emov2_50m are published: their commands train them by EMOv2's recipe.",
         *other_data(request, "imagenette-emo_1m/summary.json", "emo_1m, ten classes, 128 px"),
     ]
     return [Reproduced("imagenet", "ImageNet-1K", "EMOv2 tables 7 and 19", columns, rows, notes)]
 
 
+def emo_top1(request: Request, name: str) -> str:
+    """Of published weights, or of a run that stands in for them."""
+    weights = next((full for full, row in PUBLISHED.items() if row.variant == name), None)
+    if weights is not None:
+        return request.classifier(weights)
+    return request.trained("imagenet", imagenet_run(name), [train_on_imagenet(request, name)])
+
+
+def imagenet_run(name: str) -> str:
+    """Where a network without published weights is trained, below `runs`."""
+    return f"imagenet-{name}"
+
+
+def train_on_imagenet(request: Request, name: str) -> str:
+    return request.train(name, "imagenet-emov2", "imagenet", imagenet_run(name))
+
+
 def timm_top1(request: Request, peer: Peer) -> str:
-    """Of timm's default weights, which `metamobile eval` fetches once."""
+    """Of timm's weights, which `metamobile eval` fetches once."""
     if peer.model is None:
-        return NOT_IN_TIMM
-    config = timm.get_pretrained_cfg(peer.model)
+        return UNKNOWN.get(peer.name, NOT_IN_TIMM)
+    tag = TAGS.get(peer.model)
+    config = timm.get_pretrained_cfg(f"{peer.model}.{tag}" if tag else peer.model)
     if config is None or not config.hf_hub_id:
         return "not known: timm has no weights of this network"
-    here = isinstance(try_to_load_from_cache(config.hf_hub_id, "model.safetensors"), str)
+    here = is_cached(config.hf_hub_id, "model.safetensors")
     return request.measure("imagenet", f"{peer.model}.{config.tag}", [], here)
 
 
@@ -83,11 +103,10 @@ def transplants(request: Request) -> list[Reproduced]:
     rows = []
     for name in TRANSPLANTS:
         request.step(f"counting {name}")
-        counted = count(name)
+        counted = count_network(name)
         parameters, flops, top1 = TRANSPLANTED[name]
         run = f"{name}-imagenet"
-        command = f"metamobile train {name} --recipe imagenet-emo --set model.window_size=null"
-        command += f" --data {request.folder('imagenet')} --out {request.runs / run}"
+        command = request.train(name, "imagenet-emo", "imagenet", run, {"model.window_size": None})
         ours = [f"{counted.macs / 1e9:.3f}", f"{counted.flops_paper / 1e9:.3f}"]
         rows.append([name, f"{counted.parameters / 1e6:.3f}", parameters, *ours, flops, top1])
         rows[-1].append(request.trained("imagenet", run, [command]))
@@ -112,21 +131,7 @@ def recipes(request: Request) -> list[Reproduced]:
     columns += ["EMO-5M, ours, or what is missing", "EMOv2-5M, ours, or what is missing"]
     notes = ["NaN is the paper's: training failed. The EMO row is of the published weights."]
     found = [Reproduced("recipes", "The 5M networks by other recipes", "EMOv2 table 6", columns, rows, notes)]
-    batches = [
-        [
-            f"{batch:,}",
-            top1,
-            request.trained(
-                "imagenet",
-                f"emov2_5m-batch-{batch}",
-                [
-                    f"metamobile train emov2_5m --recipe imagenet-emov2 --set run.batch_size={batch} "
-                    f"--data {request.folder('imagenet')} --out {request.runs / f'emov2_5m-batch-{batch}'}"
-                ],
-            ),
-        ]
-        for batch, top1 in BATCHES.items()
-    ]
+    batches = [[f"{batch:,}", top1, _with_batch(request, batch)] for batch, top1 in BATCHES.items()]
     columns = [">batch size", ">top-1 %, paper's", TOP1]
     found.append(Reproduced("recipes", "Batch sizes, EMOv2-5M", "EMOv2 table 17 c", columns, batches))
     columns = [">px", "teacher", "longer", ">G FLOPs, by the papers' rule", ">G FLOPs, paper's"]
@@ -134,7 +139,7 @@ def recipes(request: Request) -> list[Reproduced]:
     counted = {}
     for size, window in ((224, 7), (256, 8), (512, 8)):
         request.step(f"counting emov2_5m at {size} px")
-        counted[size] = f"{count('emov2_5m', size, window_size=window).flops_paper / 1e9:.3f}"
+        counted[size] = f"{count_network('emov2_5m', size, window_size=window).flops_paper / 1e9:.3f}"
     rows = [
         [f"{size}", teacher, longer, counted[size], flops, top1, _stronger(request, size, teacher, recipe)]
         for size, teacher, longer, flops, top1, recipe in STRONGER
@@ -150,6 +155,12 @@ def recipes(request: Request) -> list[Reproduced]:
     return found
 
 
+def _with_batch(request: Request, batch: int) -> str:
+    run = f"emov2_5m-batch-{batch}"
+    command = request.train("emov2_5m", "imagenet-emov2", "imagenet", run, {"run.batch_size": batch})
+    return request.trained("imagenet", run, [command])
+
+
 def _stronger(request: Request, size: int, teacher: str, recipe: str | None) -> str:
     published = {
         "imagenet-emov2": "emov2_5m.in1k",
@@ -160,34 +171,48 @@ def _stronger(request: Request, size: int, teacher: str, recipe: str | None) -> 
         return "not known: the length of the training is not published"
     if recipe in published:
         return request.classifier(published[recipe])
-    folder = request.runs / recipe
-    command = f"metamobile train --recipe {recipe} --data {request.folder('imagenet')} --out {folder}"
-    return request.trained("imagenet", recipe, [command])
+    return request.trained("imagenet", recipe, [request.train("emov2_5m", recipe, "imagenet", recipe)])
 
 
 def speed(request: Request) -> list[Reproduced]:
-    """Table 16. Ours comes from results/speed/speed.json, which another verb writes."""
-    measured = request.evidence("speed/speed.json")
-    ours = {row["model"]: row["images_per_second"] for row in (measured or {}).get("rows", ())}
+    """Table 16. Ours come from results/speed/bench.json, which one call of `metamobile bench` writes."""
+    measured = request.evidence(BENCH)
+    rates = pictures_per_second(measured)
+    names = [model for _, model, *_ in SPEED]
+    command = f"metamobile bench {' '.join(names)} --size 224 --out results/{Path(BENCH).parent}"
     columns = ["network", ">CPU pictures/s, paper's", ">GPU pictures/s, paper's", ">iPhone 15 ms, paper's"]
     columns += [">top-1 %, paper's", "CPU pictures/s, ours, or what is missing"]
-    rows = []
-    for name, model, *printed in SPEED:
-        cell = f"not measured: `metamobile bench {model}`"
-        rows.append([name, *printed, f"{ours[model]:.1f}" if model in ours else cell])
+    rows = [
+        [name, *printed, f"{rates[model]:.1f}" if model in rates else f"not measured: `{command}`"]
+        for name, model, *printed in SPEED
+    ]
     notes = [
         "The paper does not tell its CPU, its GPU, the batch size or the precision, so no figure of ours can "
         "be held against its own; EMOv2-2M's 3312.4 on the GPU, faster than EMOv2-1M, looks like a misprint.",
+        "No GPU and no iPhone is at hand: of their columns ours has none.",
+        *about_bench(request, measured),
     ]
-    if measured:
-        notes.append(f"Ours: {measured['machine']} (results/speed/speed.json).")
-    elif not has_verb("bench"):
-        notes.append("`metamobile bench` is not part of this version yet.")
     return [Reproduced("speed", "Speed", "EMOv2 table 16", columns, rows, notes)]
 
 
-def has_verb(name: str) -> bool:
-    """Whether a verb is there, as each is a function of the package."""
-    import metamobile
+def pictures_per_second(measured: dict[str, Any] | None) -> dict[str, float]:
+    """By model, from the medians: by processor time in one thread, where there is one, else the wall's."""
+    rates = {}
+    for row in (measured or {}).get("rows", ()):
+        times = row["cpu_ms"] if row["threads"] == 1 and row["cpu_ms"] else row["wall_ms"]
+        rates[row["model"]] = 1e3 * row["batch_size"] / times["median"]
+    return rates
 
-    return name in metamobile.__all__
+
+def about_bench(request: Request, measured: dict[str, Any] | None) -> list[str]:
+    """On what and how ours were measured."""
+    if not measured or not measured["rows"]:
+        return []
+    first, machine = measured["rows"][0], measured["machine"]
+    by_processor = first["threads"] == 1 and first["cpu_ms"]
+    sizes = ", ".join(sorted({"x".join(map(str, row["size"])) for row in measured["rows"]}))
+    return [
+        f"Ours: {machine['processor']}, {first['runtime']} {first['precision']}, {sizes} px, batches of "
+        f"{first['batch_size']}, {first['threads']} thread{'s' * (first['threads'] != 1)}, medians of "
+        f"{'processor time' if by_processor else 'the wall clock'} ({request.called(BENCH)})."
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from metamobile.study.heads import PRINTED, HeadRow, count_head
+from metamobile.study.reproduce.classify import imagenet_run, train_on_imagenet
 from metamobile.study.reproduce.printed import COLUMNS, PEER_ROWS, accuracy
 from metamobile.study.reproduce.request import KEYS, Reproduced, Request, other_data
 from metamobile.weights.published import PUBLISHED
@@ -16,7 +17,7 @@ TITLES = {
     "segformer": ("ADE20K, SegFormer", "EMOv2 table 11"),
     "pspnet": ("ADE20K, PSPNet", "EMOv2 table 11"),
 }
-# EMO has no published recipe with these heads.
+# None: EMO's recipe with this head is not published; EMOv2's takes its place, and the cell says so.
 RECIPES = {
     "ssdlite": ("coco-ssdlite-emo", "coco-ssdlite-emov2"),
     "retinanet": ("coco-retinanet-emo", "coco-retinanet-emov2"),
@@ -69,7 +70,11 @@ def notes_of(request: Request, head: str) -> list[str]:
         "Printed figures of costs are cut off after the last digit; FLOPs of SSDLite with EMO are rounded."
     ]
     if RECIPES[head][0] is None:
-        notes.append("EMO's recipe with this head is not published.")
+        notes.append("EMO's recipe with this head is not published; the commands take EMOv2's.")
+    if any(printed.head == head and printed.name == "emov2_20m" for printed in PRINTED):
+        notes.append(
+            "ImageNet weights of emov2_20m, to start from, are not published: its commands train them first."
+        )
     if head in EVIDENCE:
         notes += other_data(request, *EVIDENCE[head])
     return notes
@@ -83,17 +88,20 @@ def _size(row: HeadRow) -> str:
 
 
 def _ours(request: Request, kind: str, head: str, name: str, side: int | None, window: int) -> str:
-    recipe = RECIPES[head][name.startswith("emov2")]
-    if recipe is None:
-        return "not known: the recipe is not published"
+    """The figure of a run, or the commands that make it; its start is trained too where none is published."""
+    own = RECIPES[head][name.startswith("emov2")]
+    recipe = own or str(RECIPES[head][1])
     if head == "ssdlite" and side == 512:
         recipe += "-512"
-    weights = next((full for full, row in PUBLISHED.items() if row.variant == name), None)
-    if weights is None:
-        return f"not known: the authors' ImageNet weights of {name}, to start from, are not published"
-    settings = [f"model.pretrained={weights}", f"model.window_size={window}"]
-    settings += [f"model.head={head}"] if head == "pspnet" else []
     run = f"{recipe.replace('deeplabv3', head)}-{name}"
-    train = f"metamobile train {name} --recipe {recipe} --set {','.join(settings)}"
-    train += f" --data {request.folder(kind)} --out {request.runs / run}"
-    return request.trained(kind, run, [f"metamobile pull {weights}", train])
+    weights = next((full for full, row in PUBLISHED.items() if row.variant == name), None)
+    fetch = [f"metamobile pull {weights}"]
+    if weights is None:
+        start = imagenet_run(name)
+        fetch = [] if request.has_run(start) else [train_on_imagenet(request, name)]
+        weights = str(request.runs / start)
+    settings = {"model.pretrained": weights, "model.window_size": window}
+    if head == "pspnet":
+        settings["model.head"] = head
+    cell = request.trained(kind, run, [*fetch, request.train(name, recipe, kind, run, settings)])
+    return cell if own else f"{cell} (by EMOv2's recipe, as EMO's is not published)"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -58,11 +59,20 @@ class Request:
                 return root / "results"
         return None
 
+    def find(self, path: str) -> Path | None:
+        """A file of `results`, else of `runs`; None where it is in neither."""
+        roots = [self.runs] if self.results is None else [self.results, self.runs]
+        return next((root / path for root in roots if (root / path).is_file()), None)
+
     def evidence(self, path: str) -> dict[str, Any] | None:
-        """A JSON file of `results`, or None where it is not there."""
-        if self.results is None or not (self.results / path).is_file():
-            return None
-        return json.loads((self.results / path).read_text(encoding="utf-8"))
+        """The JSON in that file, or None where there is none."""
+        found = self.find(path)
+        return None if found is None else json.loads(found.read_text(encoding="utf-8"))
+
+    def called(self, path: str) -> str:
+        """Where that file was found, as a note names it."""
+        found = self.find(path)
+        return path if found is None else "/".join(found.parts[-len(Path(path).parts) - 1 :])
 
     def measure(self, kind: str, model: str | Path, fetch: Sequence[str], here: bool) -> str:
         """Our figure on the paper's data; or what is missing, and the command line that fills the cell.
@@ -72,7 +82,8 @@ class Request:
         if here and kind in self.data:
             return self._evaluate(kind, model)
         missing = ["weights"] * (not here) + ["data"] * (kind not in self.data)
-        commands = [*([] if here else fetch), f"metamobile eval {model} --data {self.folder(kind)}"]
+        evaluate = shlex.join(["metamobile", "eval", str(model), "--data", self.folder(kind)])
+        commands = [*([] if here else fetch), evaluate]
         return f"{' and '.join(missing)} missing: `{' && '.join(commands)}`"
 
     def folder(self, kind: str) -> str:
@@ -93,18 +104,29 @@ class Request:
             text += f" of {figures['pictures']:,} pictures: not the paper's {PICTURES[kind]:,}"
         return text
 
-    def classifier(self, weights: str | None, why_none: str = "no weights are published") -> str:
+    def classifier(self, weights: str) -> str:
         """Top-1 of published weights by their full name, such as "emo_5m.in1k"."""
-        if weights is None:
-            return f"not known: {why_none}"
         return self.measure(
             "imagenet", weights, [f"metamobile pull {weights}"], pulled_path(weights).is_file()
         )
 
+    def has_run(self, run: str) -> bool:
+        """Whether a run folder below `runs` has weights."""
+        return (self.runs / run / WEIGHTS).is_file()
+
+    def train(self, name: str, recipe: str, kind: str, run: str, settings: Mapping[str, Any] = {}) -> str:
+        """The command line that makes a run folder below `runs`; it pins settings on the recipe."""
+        pairs = ",".join(
+            f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+            for key, value in settings.items()
+        )
+        words = ["metamobile", "train", name, "--recipe", recipe, *(["--set", pairs] if pairs else [])]
+        words += ["--data", self.folder(kind), "--out", str(self.runs / run)]
+        return shlex.join(words)
+
     def trained(self, kind: str, run: str, train: Sequence[str]) -> str:
         """Our figure of a run folder below `runs`, which `train` makes."""
-        folder = self.runs / run
-        return self.measure(kind, folder, train, (folder / WEIGHTS).is_file())
+        return self.measure(kind, self.runs / run, train, self.has_run(run))
 
 
 def other_data(request: Request, path: str, about: str) -> list[str]:
@@ -115,4 +137,5 @@ def other_data(request: Request, path: str, about: str) -> list[str]:
     claim = {key: value for key, value in summary["claim"].items() if key != "pictures"}
     figures = ", ".join(f"{key} {value:.1f}" for key, value in claim.items())
     count = f"{summary['claim']['pictures']:,} pictures"
-    return [f"Ours on other data, not the paper's task: {about}: {figures} on {count} (results/{path})."]
+    where = request.called(path)
+    return [f"Ours on other data, not the paper's task: {about}: {figures} on {count} ({where})."]
