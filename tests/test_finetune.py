@@ -243,7 +243,7 @@ def test_two_processes_freeze_alike(pictures: Path, weights: Path, tmp_path: Pat
     settings = [*TINY, f"model.pretrained={weights}", "schedule.frozen_epochs=1", "schedule.epochs=2"]
     process = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-        + ["-m", "metamobile_cli", *words.split(), "--device=cpu"]
+        + ["-m", "metamobile_cli", *words.split(), "--set", "run.device=cpu"]
         + [word for setting in settings for word in ("--set", setting)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -12,7 +12,7 @@ import pytest
 from metamobile.data.shapes import SHAPE_CLASSES, write_folder
 from metamobile_cli import run
 
-TINY = "--epochs 1 --size 32 --set run.batch_size=8,run.workers=0 --device cpu"
+TINY = "--epochs 1 --size 32 --set run.batch_size=8,run.workers=0,run.device=cpu"
 
 
 @pytest.fixture(scope="module")

@@ -115,7 +115,7 @@ def test_going_on_equals_never_having_stopped(
 
 def test_ctrl_c_in_a_terminal(straight: Path, pictures: Path, tmp_path: Path) -> None:
     """The whole process group gets SIGINT, workers too, in the middle of an epoch."""
-    arguments = f"train emo_1m --data {pictures} --out run --size 32 --device cpu"
+    arguments = f"train emo_1m --data {pictures} --out run --size 32 --set run.device=cpu"
     arguments += " --set run.batch_size=16,run.workers=2"
     settings = [word for setting in SETTINGS for word in ("--set", setting)]
     process = subprocess.Popen(
@@ -183,7 +183,7 @@ def test_a_finished_run_can_be_made_longer(pictures: Path, tmp_path: Path) -> No
 
 
 def test_resuming_takes_the_runs_own_recipe(straight: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="only --epochs and --device"):
+    with pytest.raises(ValueError, match="only --epochs and --set run.device"):
         train(resume=straight, batch_size=8)
     with pytest.raises(ValueError, match="not a run folder"):
         train(resume=tmp_path)

@@ -163,7 +163,12 @@ def train(
     resume: Annotated[
         Path | None, Option(metavar="RUN", help="Go on with this run where it stopped.")
     ] = None,
-    device: Annotated[str | None, DEVICE] = None,
+    qat: Annotated[
+        str | None,
+        Option(
+            metavar="MODEL", help="Go on from this model for a few epochs, rounding as an int8 file does."
+        ),
+    ] = None,
     drop_bad: Annotated[
         bool, Option("--drop-bad", help="Leave out files that `check` names; list them.")
     ] = False,
@@ -184,7 +189,7 @@ def train(
             out=out,
             epochs=epochs,
             size=pixels,
-            device=device,
+            qat=qat,
             set=split_settings(settings or []),
             resume=resume,
             overwrite=overwrite,
@@ -200,7 +205,9 @@ def train(
 def evaluate(
     model: Annotated[str, MODEL],
     data: Annotated[str, DATA],
-    json: Annotated[Path | None, Option(metavar="FILE", help="Write all figures as JSON.")] = None,
+    json: Annotated[
+        Path | None, Option(metavar="FILE", help="Write all figures as JSON, over an old FILE.")
+    ] = None,
     iou: Annotated[float | None, IOU] = None,
     slide: Annotated[int | None, SLIDE] = None,
     batch_size: Annotated[int | None, BATCH_SIZE] = None,
@@ -228,9 +235,13 @@ def predict(
             metavar="PICTURES", help="Files, folders, globs, a video, camera, or - for paths from stdin."
         ),
     ] = None,
-    out: Annotated[Path | None, Option(metavar="DIR", help="Write annotated pictures here.")] = None,
-    json: Annotated[Path | None, Option(metavar="FILE", help="Write the answers as JSON.")] = None,
-    csv: Annotated[Path | None, Option(metavar="FILE", help="Write the answers as CSV.")] = None,
+    out: Annotated[
+        Path | None, Option(metavar="DIR", help="Write annotated pictures here; none is replaced.")
+    ] = None,
+    json: Annotated[
+        Path | None, Option(metavar="FILE", help="Write the answers as JSON, over an old FILE.")
+    ] = None,
+    csv: Annotated[Path | None, Option(metavar="FILE", help="Write the answers as CSV, likewise.")] = None,
     top: Annotated[
         int | None, Option(metavar="N", min=1, help="Of a classifier: answers a picture, 5 unless given.")
     ] = None,
@@ -243,7 +254,8 @@ def predict(
     workers: Annotated[int, WORKERS] = 1,
     device: Annotated[str, DEVICE] = "auto",
 ) -> None:
-    """Name what pictures show: classes, boxes, masks. A broken one is named and passed over: exit code 1."""
+    """Name what pictures show: classes, boxes, masks. Broken and missing ones are named and passed over: exit
+    code 1."""
     model, pictures = split_model(model, pictures or [])
     from metamobile.inference.predict import predict
     from metamobile.inference.video import is_video

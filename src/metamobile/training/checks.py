@@ -32,6 +32,11 @@ def check_settings(recipe: Recipe) -> None:
             f"recipe: optim.name is {recipe.optim.name!r}; expected adamw, sgd, lion or another of timm's"
             + nearest(recipe.optim.name, known)
         )
+    if recipe.model.qat and not recipe.model.pretrained:
+        raise ValueError(
+            "recipe: model.qat is true, but model.pretrained names no weights, and rounding comes last in a "
+            "training; expected --qat MODEL, with a run or weights to go on from"
+        )
     for key in ("norm_eval", "frozen_stages"):
         if getattr(recipe.model, key) and not recipe.model.pretrained:
             raise ValueError(

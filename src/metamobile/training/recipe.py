@@ -19,7 +19,8 @@ from metamobile.training.settings import build, read_yaml, setting_names
 @dataclass
 class ModelSettings:
     """`pretrained`: weights to start from (a run, file or shipped name). `drop_path_rate` None: the variant's
-    own. `args` go to the network's constructor as they are.
+    own. `qat`: layers round as an int8 file does (`training.qat`). `args` go to the network's constructor as
+    they are.
 
     For dense tasks: `head` None is the task's first; with `norm_eval` the backbone's batch norms keep their
     statistics; `frozen_stages` of the backbone's five stages, the first ones, do not learn at all."""
@@ -30,6 +31,7 @@ class ModelSettings:
     window_size: int | str | list | None = None
     drop_path_rate: float | None = None
     drop_rate: float = 0.0
+    qat: bool = False
     norm_eval: bool = False
     frozen_stages: int = 0
     args: dict = field(default_factory=dict)

@@ -29,6 +29,7 @@ from metamobile.training.loop import Interrupted, Loop
 from metamobile.training.memory import keep_freed_memory
 from metamobile.training.optimizer import make_optimizer
 from metamobile.training.progress import Reporter, rough_time
+from metamobile.training.qat import add_rounding, qat_recipe
 from metamobile.training.recipe import Recipe, load_recipe
 from metamobile.training.runfolder import RunFolder
 from metamobile.training.schedule import fit_warmup
@@ -63,6 +64,7 @@ def train(
     workers: int | None = None,
     device: str | None = None,
     set: Sequence[str] = (),
+    qat: str | Path | None = None,
     resume: str | Path | None = None,
     overwrite: bool = False,
     drop_bad: bool = False,
@@ -72,7 +74,10 @@ def train(
 
     `task` is that of `head` or of the recipe, else what the data look like; each has a recipe to start from.
     `recipe` is a name, a YAML file or a Recipe; the other arguments and `set` ("optim.lr=1e-3") override it.
-    `resume` goes on with a run by its own recipe, of which only `epochs`, `workers` and `device` can change.
+    `qat` names a trained model to go on from, for three epochs (unless `epochs`) of its own recipe in which
+    layers round as an int8 file does; the run folder is runs/MODEL-qat unless `out`.
+    `resume` goes on with a run by its own recipe, of which only `epochs`, `workers` and `device` can change;
+    they may stand in `set`.
     Errors: ValueError for a wrong setting or an `out` that exists, DataError for bad files, Interrupted after
     a signal, TrainingDiverged.
     """
@@ -90,15 +95,24 @@ def train(
     given = {key: value for key, value in given.items() if value is not None}
     if resume is not None:
         folder = RunFolder(resume)
-        others = [key for key in given if key not in ("schedule.epochs", "run.workers", "run.device")]
-        if others or recipe is not None or out is not None or set or overwrite:
+        may = ("schedule.epochs", "run.workers", "run.device")
+        others = [key for key in given if key not in may]
+        others += [setting for setting in set if setting.partition("=")[0].strip() not in may]
+        if others or recipe is not None or out is not None or qat is not None or overwrite:
             raise ValueError(
-                f"{folder.path}: a run goes on by its own recipe; beside --resume, "
-                "only --epochs and --device (in Python, workers too) can be given"
+                f"{folder.path}: a run goes on by its own recipe; beside --resume, only --epochs and "
+                "--set run.device=, run.workers= can be given"
             )
         if not folder.recipe.is_file():
             raise ValueError(f"{folder.path}: not a run folder (no recipe.yaml)")
         recipe = folder.recipe
+    if qat is not None:
+        if recipe is not None or name is not None or head is not None:
+            raise ValueError(
+                f"--qat {qat}: the network and the recipe are the model's own; expected no name, --head or "
+                "--recipe beside it (--set changes a setting)"
+            )
+        recipe = qat_recipe(str(qat))
     if recipe is None:
         recipe = get_task(task or _task_of(head, data, quiet)).recipe
     resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
@@ -115,7 +129,8 @@ def train(
     check_settings(resolved)
     if resume is None:
         data_name = Path(resolved.data.path).resolve().name
-        folder = RunFolder(out or Path("runs") / f"{resolved.model.name}-{data_name}")
+        title = f"{Path(qat).stem}-qat" if qat is not None else f"{resolved.model.name}-{data_name}"
+        folder = RunFolder(out or Path("runs") / title)
         folder.check_free(overwrite)
     try:
         return _train(resolved, folder, resume is not None, quiet)
@@ -153,6 +168,10 @@ def _train(recipe: Recipe, folder: RunFolder, resume: bool, quiet: bool) -> Run:
     check_batch(recipe, model, accelerator.num_processes)
     if recipe.model.pretrained and not resume:
         load_pretrained(model, data.classes, recipe.model.pretrained, reporter)
+    if recipe.model.qat:
+        reporter.say(
+            f"{add_rounding(model)} layers round to eight bits, in training and where it is measured"
+        )
     if recipe.run.channels_last:
         model = model.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(model, recipe)
