@@ -230,6 +230,17 @@ def test_a_data_set_tells_its_task(data: dict[str, Path], tmp_path: Path) -> Non
     assert problem.kind == "missing picture" and problem.path.name == "00003.png"
 
 
+def test_masks_are_no_boxes(data: dict[str, Path], runs: dict[str, Run], tmp_path: Path) -> None:
+    """In one line, where every picture would be named for want of a label."""
+    words = "masks and no boxes; a detector needs COCO's json or YOLO's text files, a segmenter"
+    with pytest.raises(ValueError, match=words):
+        check(data["segment"], task="detect")
+    with pytest.raises(ValueError, match=words):
+        train("emo_1m", data["segment"], head="ssdlite", out=tmp_path / "run", quiet=True)
+    with pytest.raises(ValueError, match=words):
+        metamobile.evaluate(runs["detect"].folder, data["segment"])
+
+
 def test_the_task_of_a_training_is_found(data: dict[str, Path], tmp_path: Path) -> None:
     args = [f"model.args={json.dumps(TINY_ARGS)}", "schedule.warmup_epochs=0"]
     run = train("emo_1m", data["segment"], out=tmp_path / "run", epochs=1, size=64, set=args, workers=0)

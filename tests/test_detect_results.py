@@ -25,6 +25,7 @@ from metamobile.errors import NotFinite
 from metamobile.tasks import ResultsModule
 from metamobile.tasks.detect import results
 from metamobile.tasks.detect.drawing import _placed
+from metamobile.tasks.detect.metric import FIGURES
 from metamobile.tasks.detect.results import (
     Detections,
     answers_table,
@@ -267,6 +268,16 @@ def test_figures_in_a_line_and_a_table() -> None:
     figures: dict[str, Any] = {"ap": 41.256, "ap50": 60.0, "ap75": None, "pictures": 1234}
     assert figures_line(figures) == "AP 41.26 %   AP50 60.00 %   AP75 -   1,234 pictures"
     assert "Mask AP 30.00 %" in figures_line({**figures, "mask_ap": 30.0})
+    nine = dict(zip(list(FIGURES)[3:], (None, 1.0, 2.0, 3.0, 4.0, 5.0, None, 6.0, 7.0), strict=True))
+    first, second = figures_line({**figures, **nine}).splitlines()
+    assert first == figures_line(figures)
+    assert second == (
+        "AP small -, medium 1.00 %, large 2.00 %   AR of 1 box 3.00 %, of 10 4.00 %, of 100 5.00 %   "
+        "AR small -, medium 6.00 %, large 7.00 %"
+    )
+    masks = {f"mask_{key}": value for key, value in nine.items()}
+    third = figures_line({**figures, **nine, **masks}).splitlines()[2]
+    assert third.startswith("Mask AP small -, medium 1.00 %, large 2.00 %   Mask AR of 1 box 3.00 %")
     entry = {"ap": 0.5, "ap50": 0.75, "recall": 0.625, "precision": None, "support": 1500}
     none = dict.fromkeys(("ap", "ap50", "recall", "precision")) | {"support": 0}
     title, columns, rows = class_table(

@@ -173,7 +173,7 @@ def test_loss_falls_on_one_picture(head: str) -> None:
     model = small(head).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3 if head == "ssdlite" else 2e-4)
     totals = []
-    for _ in range(10):
+    for _ in range(14):
         loss = sum(model(images, truth).values())
         optimizer.zero_grad()
         loss.backward()

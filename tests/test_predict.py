@@ -21,6 +21,7 @@ from metamobile.data.pictures import read_picture
 from metamobile.data.preprocess import preprocess
 from metamobile.deploy.formats.onnx import write as export_onnx
 from metamobile.errors import DataError, PictureError
+from metamobile.files import write_text
 from metamobile.inference.evaluate import evaluate
 from metamobile.inference.model import load
 from metamobile.inference.predict import predict
@@ -109,6 +110,38 @@ def test_only_broken_pictures(run: Path, pictures: Path) -> None:
     answered = predict(run, break_picture(pictures / "a" / "000.png"))
     assert not answered.results
     assert len(answered.failures) == 1
+
+
+def test_a_missing_path_does_not_stop_the_others(run: Path, pictures: Path, tmp_path: Path) -> None:
+    one = pictures / "a" / "000.png"
+    given = [tmp_path / "no.png", one, tmp_path / "clip.mp4", pictures / "c", pictures / "b" / "*.gif"]
+    answered = predict(run, given, json=tmp_path / "a.json")
+    assert [result.picture for result in answered.results] == [str(one)]
+    assert [str(failure).removeprefix(f"{failure.picture}: ") for failure in answered.failures] == [
+        "no such file or folder",
+        "a video or camera is answered alone; give no other",
+        "no such file or folder",
+        "no such file or folder",
+    ]
+    assert len(json.loads((tmp_path / "a.json").read_text())["failures"]) == 4
+    with pytest.raises(ValueError, match="no.png: no such file or folder; .*c: no such file or folder"):
+        predict(run, [tmp_path / "no.png", pictures / "c"])
+
+
+def test_folders_and_files_do_not_replace_each_other(run: Path, pictures: Path, dataset: Path) -> None:
+    """A file in place of a folder would take all that is in it; it is refused before any work."""
+    one = pictures / "a" / "000.png"
+    before = sorted(pictures.rglob("*"))
+    for places in ({"json": pictures}, {"csv": pictures}):
+        with pytest.raises(ValueError, match="pictures: a folder; expected the name of a file to write"):
+            predict(run, one, **places)
+    with pytest.raises(ValueError, match="pictures: a folder; expected the name of a file to write"):
+        evaluate(run, dataset, json=pictures)
+    with pytest.raises(ValueError, match="000.png: a file; expected the name of a folder to write into"):
+        predict(run, one, out=one)
+    with pytest.raises(ValueError, match="pictures: a folder; expected the name of a file to write"):
+        write_text(pictures, "anything")
+    assert sorted(pictures.rglob("*")) == before
 
 
 def test_json_and_csv(run: Path, pictures: Path, tmp_path: Path) -> None:

@@ -27,10 +27,27 @@ def aside(path: str | Path) -> Iterator[Path]:
 
 
 def move(path: Path, to: Path) -> None:
-    """Rename, in place of what is there; of folders, the old one goes first."""
+    """Rename, in place of what is there; of folders, the old one goes first.
+
+    Errors: ValueError for a file in place of a folder, which would take all that is in it.
+    """
     if to.is_dir():
+        if not path.is_dir():
+            expect_file(to)
         shutil.rmtree(to)
     os.replace(path, to)
+
+
+def expect_file(path: str | Path) -> None:
+    """Errors: ValueError for a folder where a file is to be written."""
+    if Path(path).is_dir():
+        raise ValueError(f"{path}: a folder; expected the name of a file to write")
+
+
+def expect_folder(path: str | Path) -> None:
+    """Errors: ValueError for a file where a folder is to be written."""
+    if Path(path).exists() and not Path(path).is_dir():
+        raise ValueError(f"{path}: a file; expected the name of a folder to write into")
 
 
 def remove(path: Path) -> None:

@@ -35,6 +35,7 @@ PICTURE_SUFFIXES = frozenset(
 )
 _SUFFIXES = tuple(PICTURE_SUFFIXES)
 LEFT_BEHIND = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN"})  # by macOS's archives, Synology, Windows
+NOTHING_GIVEN = "no picture was given; name files, folders or globs, or '-' for paths on standard input"
 Source = str | Path | bytes | BinaryIO
 
 
@@ -152,7 +153,5 @@ def find_pictures(items: Sequence[str | Path]) -> list[Path]:
             siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
             raise ValueError(f"{item}: no such file or folder{nearest(path.name, siblings)}")
     if not found:
-        raise ValueError(
-            "no picture was given; name files, folders or globs, or '-' for paths on standard input"
-        )
+        raise ValueError(NOTHING_GIVEN)
     return found

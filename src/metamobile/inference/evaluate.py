@@ -8,7 +8,7 @@ from typing import Any
 
 from metamobile.deploy.raw import reader
 from metamobile.errors import DataError
-from metamobile.files import write_text
+from metamobile.files import expect_file, write_text
 from metamobile.inference.model import Model, check_options, load, model_name
 from metamobile.inference.predict import read_batches
 from metamobile.tasks import get_data, get_results, get_targets, make_metric
@@ -29,9 +29,11 @@ def evaluate(
     Takes the validation split if the data have one, and all of them if not; the data that the model was
     trained on are split as then. Classes are matched by name, pictures preprocessed as the card says.
     `options` are those of `metamobile.predict` that change what is measured: iou, slide; `batch_size` is the
-    task's own unless given. Errors: ValueError
-    for a class the model does not know, DataError for a picture that cannot be read.
+    task's own unless given. Errors: ValueError for a class the model does not know and for a folder as
+    `json`, DataError for a picture that cannot be read.
     """
+    if json is not None:
+        expect_file(json)
     opened = model if isinstance(model, Model) else load(model, device)
     card, module = opened.card, get_results(opened.card.task)
     check_options(options, module.MEASURED, card.task)

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metamobile.data.pictures import find_pictures, read_picture
+from metamobile.data.pictures import NOTHING_GIVEN, find_pictures, read_picture
 from metamobile.deploy.raw import Read, reader
 from metamobile.deploy.runtimes import Pixels
 from metamobile.errors import PictureError
-from metamobile.files import free_name, write_text
+from metamobile.files import expect_file, expect_folder, free_name, write_text
 from metamobile.inference.model import Model, check_options, load, model_name
 from metamobile.inference.video import is_video, predict_video
 from metamobile.tasks import get_results
@@ -67,10 +67,11 @@ def predict(
     pictures into the folder `out` (nothing that is there is overwritten), all answers into `json`, and their
     table into `csv`. `progress` gets (done, in all or None) of pictures or frames. `options` are the task's
     own: a classifier's `top`, a detector's `conf` and `iou`, a segmenter's `slide`; so is `batch_size` unless
-    given. Errors: ValueError for an
-    unknown model, an option that is not the task's, or nothing to read.
+    given. A path that is not there is a failure beside others that are. Errors: ValueError for an unknown
+    model, an option that is not the task's, nothing to read, or a file or folder that cannot be written.
     """
     given = [pictures] if isinstance(pictures, str | Path) else pictures
+    check_places(out, json, csv)
     opened = model if isinstance(model, Model) else load(model, device)
     if len(given) == 1 and is_video(given[0]):
         return predict_video(
@@ -83,13 +84,13 @@ def predict(
             called=model_name(model),
             **options,
         )
-    paths = find_pictures(given)
+    paths, missing = find_given(given)
     card, module = opened.card, get_results(opened.card.task)
     check_options(options, module.OPTIONS, card.task)
     batch_size = module.BATCH_SIZE if batch_size is None else batch_size
     runtime = module.configure(opened.runtime, **options)
     found: list[Any] = []
-    answered = Predictions(card.task, found)
+    answered = Predictions(card.task, found, missing)
     done = 0
     for batch in read_batches(paths, reader(runtime), batch_size, workers):
         answered.failures += batch.failures
@@ -116,6 +117,35 @@ def predict(
         failures = [(failure.picture, failure.error) for failure in answered.failures]
         write_text(csv, module.csv_text(answered.results, failures))
     return answered
+
+
+def check_places(out: str | Path | None, json: str | Path | None, csv: str | Path | None) -> None:
+    """Errors: ValueError, before any work, for a file `out` and for a folder `json` or `csv`."""
+    if out is not None:
+        expect_folder(out)
+    for path in (json, csv):
+        if path is not None:
+            expect_file(path)
+
+
+def find_given(given: Sequence[str | Path]) -> tuple[list[Path], list[Failure]]:
+    """As `find_pictures`, but with what is not there, and a video among others, as failures.
+
+    Errors: ValueError where nothing is there.
+    """
+    paths: list[Path] = []
+    failures: list[Failure] = []
+    for item in given:
+        if is_video(item):
+            failures.append(Failure(str(item), f"{item}: a video or camera is answered alone; give no other"))
+            continue
+        try:
+            paths += find_pictures([item])
+        except ValueError as error:
+            failures.append(Failure(str(item), str(error)))
+    if not paths:
+        raise ValueError("; ".join(map(str, failures)) or NOTHING_GIVEN)
+    return paths, failures
 
 
 class Batch(NamedTuple):

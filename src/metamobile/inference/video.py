@@ -76,8 +76,10 @@ def predict_video(
     is the missing end of a file. `options` are those of `predict`. Errors: ValueError for an unknown option,
     a missing library, camera or file; PictureError for a file without any frame that can be read.
     """
-    from metamobile.inference.predict import Failure, Predictions  # here, as that module may import this one
+    # here, as that module may import this one
+    from metamobile.inference.predict import Failure, Predictions, check_places
 
+    check_places(out, json, csv)
     card, module = model.card, get_results(model.card.task)
     check_options(options, module.OPTIONS, card.task)
     runtime = module.configure(model.runtime, **options)

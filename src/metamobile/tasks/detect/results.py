@@ -41,6 +41,15 @@ CLASS_COLUMNS = [
     ("precision", "Precision %", "share of the boxes named so, with at least that score, that are right"),
 ]
 
+# COCO's other nine, as `eval` tells them: by areas under 32 x 32 pixels, under 96 x 96, and above; AR is the
+# share of boxes found, where an answer may have 1, 10 or 100 boxes a picture
+SIZES = ("small", "medium", "large")
+NINE = [
+    ("AP", [(f"ap_{size}", size) for size in SIZES]),
+    ("AR", [("ar_1", "of 1 box"), ("ar_10", "of 10"), ("ar_100", "of 100")]),
+    ("AR", [(f"ar_{size}", size) for size in SIZES]),
+]
+
 OPTIONS = ("conf", "iou")
 MEASURED = ("iou",)
 BATCH_SIZE = 16
@@ -305,13 +314,20 @@ def csv_text(results: Sequence[Detections], failures: Sequence[tuple[str, str]])
 
 
 def figures_line(figures: Mapping[str, Any]) -> str:
-    """Those of HEADLINES that there are; "-" for a mean of nothing."""
-    parts = [
-        f"{label} {_number(figures[key], 2)}{f' {unit}' if figures[key] is not None else ''}"
-        for key, label, unit, _ in HEADLINES
-        if key in figures
-    ]
-    return f"{'   '.join(parts)}   {figures['pictures']:,} pictures"
+    """Those of HEADLINES that there are; below, COCO's other nine of boxes and of masks. "-" for a mean of
+    nothing."""
+    parts = [f"{label} {_percent(figures[key])}" for key, label, _, _ in HEADLINES if key in figures]
+    lines = ["   ".join([*parts, f"{figures['pictures']:,} pictures"])]
+    for title, prefix in (("", ""), ("Mask ", "mask_")):
+        parts = [
+            f"{title}{name} "
+            + ", ".join(f"{label} {_percent(figures[prefix + key])}" for key, label in group)
+            for name, group in NINE
+            if all(prefix + key in figures for key, _ in group)
+        ]
+        if parts:
+            lines.append("   ".join(parts))
+    return "\n".join(lines)
 
 
 def class_table(figures: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
@@ -328,6 +344,10 @@ def class_table(figures: Mapping[str, Any]) -> tuple[str, list[str], list[list[s
         rows.append([name, f"{entry['support']:,}", *cells])
     columns = ["class", ">boxes", ">AP %", ">AP50 %", ">recall %", ">precision %"]
     return "Classes, lowest AP first", columns, rows
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} %"
 
 
 def _number(value: float | None, digits: int) -> str:
