@@ -70,6 +70,8 @@ def quantise(model: ModelProto, card: Card, calibration: Sequence[Path], *, outp
     seen = calibration[:: max(1, len(calibration) // JUDGED_ON)][:JUDGED_ON]
     kept = layers_to_keep(model, names, ranges, [_pixels(path, card) for path in seen], outputs)
     made = _quantised(model, [name for name in names if name not in kept], ranges, outputs)
+    del made.metadata_props[:]  # the quantiser notes itself there
+    made.metadata_props.extend(model.metadata_props)
     return _short_names(half_weights(made))
 
 
