@@ -1,4 +1,4 @@
-"""Videos and cameras: frames answered as pictures are, a film that is whole or not there, broken files."""
+"""Videos: frames answered as pictures are, a film that is whole or not there, broken files."""
 
 from __future__ import annotations
 
@@ -8,120 +8,19 @@ import logging
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from metamobile.data.preprocess import Preprocess
 from metamobile.errors import PictureError
 from metamobile.inference import video
 from metamobile.inference.model import Model, load
 from metamobile.inference.video import Film, Kept, device_of, film_at, is_video, on_frame, predict_video
-from metamobile.weights.card import Card
+from small_clips import Colours, cv2, frame_with_square, left_in, read_clip, write_clip
 from small_model import make_run
-
-cv2 = pytest.importorskip("cv2")
-video.load_opencv()  # before its first use here: FFmpeg looks only then how much it may say
-
-GROUND, RED = (20, 40, 200), (220, 30, 30)  # RGB; JPEG-like codecs keep them within some levels
-
-
-def frame_with_square(number: int, size: tuple[int, int] = (96, 64)) -> Image.Image:
-    """A red square of 24 pixels on blue, which moves by 4 pixels a frame."""
-    picture = Image.new("RGB", size, GROUND)
-    picture.paste(RED, (4 * number, 16, 4 * number + 24, 40))
-    return picture
-
-
-def write_clip(
-    path: Path, frames: int = 6, *, codec: str = "mp4v", rate: float = 12.5, size: tuple[int, int] = (96, 64)
-) -> Path:
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), rate, size)
-    assert writer.isOpened()
-    for number in range(frames):
-        writer.write(np.asarray(frame_with_square(number, size))[:, :, ::-1].copy())
-    writer.release()
-    return path
-
-
-def read_clip(path: Path) -> tuple[list[np.ndarray], float]:
-    """All frames in RGB, and the rate."""
-    capture, frames = cv2.VideoCapture(str(path)), []
-    while (found := capture.read())[0]:
-        frames.append(found[1][:, :, ::-1].copy())
-    rate = capture.get(cv2.CAP_PROP_FPS)
-    capture.release()
-    return frames, rate
-
-
-class Colours:
-    """A segmenter to be followed by hand: a pixel's class is its largest channel; or a detector of red."""
-
-    name = "colours"
-
-    def __init__(self, task: str = "segment", interrupt_at: int | None = None) -> None:
-        record = Preprocess(size=(64, 96), mean=(0, 0, 0), std=(1, 1, 1), fit="stretch")
-        classes = ["red", "green", "blue"]
-        self.card = Card("colours", {}, task=task, classes=classes, preprocess=record)
-        self.card.category_ids = [7, 8, 9]
-        self.calls, self.interrupt_at = 0, interrupt_at
-
-    def run(self, batch: np.ndarray) -> Any:
-        if self.calls == self.interrupt_at:
-            raise KeyboardInterrupt
-        self.calls += 1
-        if self.card.task == "segment":
-            return batch
-        rows, columns = np.nonzero(batch[0].argmax(0) == 0)
-        box = [[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]]
-        return [{"boxes": np.array(box, np.float32), "scores": np.array([0.9]), "labels": np.array([0])}]
-
-
-class FakeCamera:
-    """Device 0 sends these frames, exactly; no other device is there."""
-
-    def __init__(self, frames: list[Image.Image], rate: float = 0.0, fails: tuple[int, ...] = ()) -> None:
-        self.frames, self.rate, self.fails = iter(frames), rate, fails
-        self.reads, self.released, self.settings = 0, False, {}
-        self.real = cv2.VideoCapture
-
-    def __call__(self, source: int | str, *api: int) -> Any:
-        if isinstance(source, str):
-            return self.real(source, *api)
-        return self if source == 0 else SimpleNamespace(isOpened=lambda: False)
-
-    def isOpened(self) -> bool:  # noqa: N802  # OpenCV's name
-        return True
-
-    def get(self, key: int) -> float:
-        return self.rate if key == cv2.CAP_PROP_FPS else -1.0
-
-    def set(self, key: int, value: float) -> bool:
-        self.settings[key] = value
-        return True
-
-    def read(self) -> tuple[bool, np.ndarray | None]:
-        self.reads += 1
-        frame = None if self.reads in self.fails else next(self.frames, None)
-        return (False, None) if frame is None else (True, np.asarray(frame)[:, :, ::-1].copy())
-
-    def release(self) -> None:
-        self.released = True
-
-
-@pytest.fixture
-def plug_in(monkeypatch) -> Callable[..., FakeCamera]:
-    def plugged(*args: Any, **kwargs: Any) -> FakeCamera:
-        camera = FakeCamera(*args, **kwargs)
-        monkeypatch.setattr(cv2, "VideoCapture", camera)
-        return camera
-
-    return plugged
 
 
 @pytest.fixture
@@ -132,11 +31,6 @@ def clip(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory) -> Model:
     return load(make_run(tmp_path_factory.mktemp("runs") / "insects"))
-
-
-def left_in(folder: Path) -> list[str]:
-    """Also hidden files."""
-    return sorted(path.name for path in folder.iterdir())
 
 
 def test_is_video(tmp_path: Path, monkeypatch) -> None:
@@ -405,82 +299,6 @@ def test_a_rate_that_cannot_be_is_told(clip: Path, monkeypatch, caplog) -> None:
     assert calls[-1] == (6, None)
     monkeypatch.undo()
     assert read_clip(clip.parent / "clip-2.mp4")[1] == 30
-
-
-def test_camera(plug_in, tmp_path: Path, capfd) -> None:
-    """Frames come without a codec here: colours are in their right order, answers exact."""
-    frames = [frame_with_square(number) for number in range(4)]
-    camera = plug_in(frames, rate=25.0)
-    answered = predict_video(Model(Colours()), "camera", out=tmp_path, json=tmp_path / "a.json")
-    assert [result.picture for result in answered.results] == [f"camera#{number}" for number in range(4)]
-    for result, frame in zip(answered.results, frames, strict=True):
-        np.testing.assert_array_equal(result.mask, np.asarray(frame).argmax(axis=2))
-    assert camera.released
-    assert camera.settings == {cv2.CAP_PROP_BUFFERSIZE: 1}
-    assert left_in(tmp_path) == ["a.json", "camera.mp4"]
-    assert capfd.readouterr() == ("", "")
-
-
-def test_ctrl_c_ends_a_camera(plug_in, tmp_path: Path) -> None:
-    def forever() -> Iterator[Image.Image]:
-        while True:
-            yield frame_with_square(3)
-
-    plug_in([])
-    calls: list[tuple[int, int | None]] = []
-    camera = plug_in([])
-    camera.frames = forever()
-    answered = predict_video(
-        Model(Colours(interrupt_at=7)),
-        "camera:0",
-        out=tmp_path / "out",
-        csv=tmp_path / "a.csv",
-        progress=lambda *call: calls.append(call),
-    )
-    assert calls == [(number, None) for number in range(1, 8)]
-    assert len(answered.results) == 7
-    assert camera.released
-    assert left_in(tmp_path / "out") == ["camera-0.mp4"]
-    assert read_clip(tmp_path / "out" / "camera-0.mp4")[0]
-    # nothing was asked for: nothing piles up; and no frame, no film
-    assert len(predict_video(Model(Colours(interrupt_at=7)), "camera").results) == 0
-    predict_video(Model(Colours(interrupt_at=0)), "camera", out=tmp_path / "none")
-    assert left_in(tmp_path / "none") == []
-
-
-def test_cameras_that_do_not_work(plug_in) -> None:
-    camera = plug_in([])
-    with pytest.raises(ValueError, match="^camera 3 cannot be opened; expected one that is plugged in"):
-        predict_video(Model(Colours()), "camera:3")
-    with pytest.raises(ValueError, match="^camera: it opens but sends no picture"):
-        predict_video(Model(Colours()), "camera")
-    assert camera.released
-    plug_in([frame_with_square(0), frame_with_square(1)], fails=(1, 2, 4))  # warming up, then a late one
-    calls: list[int] = []
-    answered = predict_video(Model(Colours()), "camera", progress=lambda done, total: calls.append(done))
-    assert calls == [1, 2]
-    assert not answered.failures
-
-
-def test_no_camera_here_is_one_error(capfd) -> None:
-    """The real OpenCV, with a device number that no machine has."""
-    with pytest.raises(ValueError, match="^camera 97 cannot be opened"):
-        predict_video(Model(Colours()), "camera:97")
-    assert capfd.readouterr().err == ""
-
-
-def test_a_cameras_film_keeps_the_pace(tmp_path: Path, monkeypatch) -> None:
-    """By hand: at 10 a second, frames seen at 0, 0.25, 0.35 and 1.05 s fill the places 0, 1-2, 3 and 4-10."""
-    times = iter([100.0, 100.0, 100.25, 100.35, 101.05])
-    monkeypatch.setattr(video.time, "monotonic", lambda: next(times))
-    greys = (40, 100, 160, 220)
-    with film_at(tmp_path / "a.mp4", 10, live=True) as film:
-        for grey in greys:
-            film.write(Image.new("RGB", (32, 32), (grey,) * 3))
-    seen = [
-        greys[np.abs(np.array(greys) - frame.mean()).argmin()] for frame in read_clip(tmp_path / "a.mp4")[0]
-    ]
-    assert seen == [40] + [100] * 2 + [160] + [220] * 7
 
 
 def test_kept_results_are_small_and_the_same(monkeypatch) -> None:
