@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from metamobile.study.diagonal import Diagonal, DiagonalRow
 from metamobile.study.diagonal_claim import CLAIM, FIGURES, ROLES
@@ -27,8 +28,9 @@ def draw(result: Diagonal) -> Figure:
     rows = result.rows
     columns = min(COLUMNS, len(rows))
     lines = math.ceil(len(rows) / columns)
-    figure = Figure(figsize=(max(7.5, 3.1 * columns), 3.3 * lines + 3.9), layout="constrained")
-    parts: Any = figure.subfigures(2, 1, height_ratios=(3.3 * lines, 3.9))
+    above, below = 3.3 * lines + 0.9 * bool(result.comparisons), 3.6 + 0.11 * len(rows)
+    figure = Figure(figsize=(max(7.5, 3.1 * columns), above + below), layout="constrained")
+    parts: Any = figure.subfigures(2, 1, height_ratios=(above, below))
     top, bottom = parts
     grid = top.subplots(lines, columns, squeeze=False)
     for index, axes in enumerate(grid.flat):
@@ -41,8 +43,7 @@ def draw(result: Diagonal) -> Figure:
         axes.set(xticks=ticks, yticks=ticks, xlabel="position j", ylabel="position i")
     top.colorbar(image, ax=grid, label="mean similarity", shrink=0.85)
     axes = bottom.subplots()
-    for index, row in enumerate(rows):
-        colour, style = COLOURS[index % len(COLOURS)], "-" if index < len(COLOURS) else "--"
+    for row, (colour, style) in zip(rows, line_styles(rows), strict=True):
         label = f"{title_of(row).replace(chr(10), ', ')}: half-width {width_text(row)}"
         axes.plot(range(row.side), row.curve, style, color=colour, marker="o", markersize=4, label=label)
         if row.reach.half_width is not None:
@@ -52,10 +53,22 @@ def draw(result: Diagonal) -> Figure:
     axes.set_title(
         "Similarity over distance; the diamond is half-way down to the curve's lowest", fontsize=10
     )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    bottom.legend(loc="outside lower center", frameon=False, fontsize=9)
-    figure.suptitle(f"Diagonal similarity in stage {result.stage}, {rows[0].pictures} pictures")
+    bottom.legend(loc="outside lower center", frameon=False, fontsize=9, ncols=1 + (columns > 3))
+    title = f"Diagonal similarity in stage {result.stage}, {rows[0].pictures} pictures"
+    if result.comparisons:
+        title += "".join(f"\n{text}: {result.verdict(part)}" for part, text in CLAIM.items())
+    figure.suptitle(title, fontsize=11)
     return figure
+
+
+def line_styles(rows: Sequence[DiagonalRow]) -> list[tuple[str, str]]:
+    """Colour and dashes of each: a colour for each role and for each network without one, so that the runs of
+    a role look alike."""
+    groups = list(dict.fromkeys(row.role or row.name for row in rows))
+    places = [groups.index(row.role or row.name) for row in rows]
+    return [(COLOURS[at % len(COLOURS)], "-" if at < len(COLOURS) else "--") for at in places]
 
 
 def width_text(row: DiagonalRow) -> str:
