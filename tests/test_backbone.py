@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from metamobile.models.backbone import STRIDES, Backbone, SimplePyramid, make_backbone
 from metamobile.models.create import create_model
+from metamobile.models.detectors import HEADS as DETECTORS
 from metamobile.models.operators import WindowAttention
+from metamobile.models.segmenters import HEADS as SEGMENTERS
+from metamobile.models.variants import VARIANTS
 
 SMALL_VIT: dict[str, Any] = {"depth": 3, "embed_dim": 48, "num_heads": 3, "img_size": 64}
 SMALL_SWIN: dict[str, Any] = {
@@ -209,6 +212,15 @@ def test_heads_hand_it_on_and_keep_their_own_norms_learning(task: str, head: str
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     stem = ("backbone.network.model.stages.0.", "backbone.network.model.stages.1.")
     assert frozen == {name for name, _ in model.named_parameters() if name.startswith(stem)}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_takes_every_head(name: str) -> None:
+    with torch.device("meta"):
+        for task, heads in (("detect", DETECTORS), ("segment", SEGMENTERS)):
+            for head in heads:
+                model: Any = create_model(name, task=task, head=head, num_classes=3)
+                assert (model.task, model.settings["head"]) == (task, head)
 
 
 def test_freezing_draws_no_random_numbers() -> None:

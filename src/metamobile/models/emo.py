@@ -96,7 +96,7 @@ class EMO(nn.Module):
         norm_layers, act_layers = _layers("norms", norms, NORMS), _layers("acts", acts, ACTS)
 
         # drop path grows linearly over the blocks of stages 1 to 4; the stem has none
-        rates = torch.linspace(0, drop_path_rate, sum(depths)).tolist()
+        rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()
         stages: list[nn.Module] = [stem(in_chans, stem_dim, stem_se, stem_act, conv)]
         dim = stem_dim
         for stage in range(4):
