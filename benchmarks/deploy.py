@@ -65,30 +65,41 @@ def measure(model: str, format: str, data: str, out: Path, commit: str) -> None:
     from metamobile.inference.evaluate import evaluate
     from metamobile.weights.card import current_versions
 
+    from metamobile.data.pictures import find_pictures
+    from metamobile.deploy.gate import PICTURES, spread
+
     wanted = sorted(FORMATS[format].precisions, key=PRECISIONS.index)
     path = Path(model)
     name = path.name if path.is_dir() else path.name.removesuffix(".safetensors")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, pictures = Path(temporary) / "files", Path(temporary) / "pictures"
+        pictures.mkdir()  # without their classes: the gate looks at these, top-1 is measured below
+        for number, picture in enumerate(spread(find_pictures([f"{data}/val"]), PICTURES)):
+            (pictures / f"{number:02}{picture.suffix}").symlink_to(picture.resolve())
         gates = export(
             model,
             format,
             out=folder,
-            verify=f"{data}/val",
+            verify=pictures,
             calibrate=f"{data}/train",
             precision=wanted,
             keep=True,
         )
         rows: list[dict[str, Any]] = []
         for precision, gate in zip(wanted, gates, strict=True):
-            row = gate.to_dict() | {"precision": precision, "bytes": bytes_of(gate.path)}
+            row: dict[str, Any] = (
+                gate.to_dict()
+                | {"source": f"{Path(data).name}/val"}
+                | {"precision": precision, "bytes": bytes_of(gate.path)}
+            )
             if gate.executed:
-                found = gate.cost.after if gate.cost else evaluate(gate.path, data)["top1"]
-                row["top1"] = found
+                row["top1"] = evaluate(gate.path, data)["top1"]
             rows.append(row)
         executed = [gate.path for gate in gates if gate.executed]
         timed = bench([model, *executed], threads=1, rounds=ROUNDS).to_dict() if executed else None
     for row in rows:
         row["path"] = Path(row["path"]).name
+        del row["cost"]  # of pictures without their classes
     about = {
         "model": name,
         "format": format,
