@@ -119,7 +119,7 @@ def test_a_missing_path_does_not_stop_the_others(run: Path, pictures: Path, tmp_
     assert [result.picture for result in answered.results] == [str(one)]
     assert [str(failure).removeprefix(f"{failure.picture}: ") for failure in answered.failures] == [
         "no such file or folder",
-        "a video or camera is answered alone; give no other",
+        "a video or camera is answered alone, without others",
         "no such file or folder",
         "no such file or folder",
     ]

@@ -137,7 +137,9 @@ def find_given(given: Sequence[str | Path]) -> tuple[list[Path], list[Failure]]:
     failures: list[Failure] = []
     for item in given:
         if is_video(item):
-            failures.append(Failure(str(item), f"{item}: a video or camera is answered alone; give no other"))
+            failures.append(
+                Failure(str(item), f"{item}: a video or camera is answered alone, without others")
+            )
             continue
         try:
             paths += find_pictures([item])
