@@ -59,14 +59,13 @@ def make_rival(path: Path, data: str) -> None:
 
 
 def measure(model: str, format: str, data: str, out: Path, commit: str) -> None:
+    from metamobile.data.pictures import find_pictures
     from metamobile.deploy.bench import bench
     from metamobile.deploy.export import export
     from metamobile.deploy.formats import FORMATS, PRECISIONS
+    from metamobile.deploy.gate import PICTURES, spread
     from metamobile.inference.evaluate import evaluate
     from metamobile.weights.card import current_versions
-
-    from metamobile.data.pictures import find_pictures
-    from metamobile.deploy.gate import PICTURES, spread
 
     wanted = sorted(FORMATS[format].precisions, key=PRECISIONS.index)
     path = Path(model)
