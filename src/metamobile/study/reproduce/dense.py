@@ -69,9 +69,10 @@ def notes_of(request: Request, head: str) -> list[str]:
     notes = [
         "Printed figures of costs are cut off after the last digit; FLOPs of SSDLite with EMO are rounded."
     ]
-    if RECIPES[head][0] is None:
+    ours = [printed.name for printed in PRINTED if printed.head == head]
+    if RECIPES[head][0] is None and any(name.startswith("emo_") for name in ours):
         notes.append("EMO's recipe with this head is not published; the commands take EMOv2's.")
-    if any(printed.head == head and printed.name == "emov2_20m" for printed in PRINTED):
+    if "emov2_20m" in ours:
         notes.append(
             "ImageNet weights of emov2_20m, to start from, are not published: its commands train them first."
         )

@@ -65,5 +65,6 @@ def cell_class(cell: str, column: str) -> str:
 
 
 def cell_html(cell: str) -> Markup:
-    """Escaped; `commands` in a face of their own."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(cell))))
+    """Escaped; `commands` in a face of their own, whose --options are not broken between their dashes."""
+    code = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(cell)))
+    return Markup(re.sub(r"(?<= )--[a-z-]+", r'<span class="flag">\g<0></span>', code))
