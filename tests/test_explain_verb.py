@@ -93,6 +93,7 @@ def test_models_side_by_side_and_what_was_left_out(
     compare = ["resnet50", "mpvit_tiny", str(run)]
     result = explain([], picture, compare=compare, out=tmp_path, check=False)
     assert [model.name for model in result.models] == [str(run)]
+    assert result.left_out == compare[:2]
     assert result.notes == [
         "left out: resnet50: its weights could not be fetched, which needs the network once",
         "mpvit_tiny: left out, as neither timm nor metamobile has a network of that name",

@@ -16,11 +16,13 @@ from metamobile.data.pictures import read_picture
 from metamobile.data.preprocess import Preprocess, fit_picture, preprocess
 from metamobile.deploy.form import deploy
 from metamobile.deploy.formats import FORMATS, get_format
+from metamobile.deploy.preprocessing import scaled_card
 from metamobile.deploy.runtimes import DETECTIONS
 from metamobile.deploy.usage import describe, write_usage
 from metamobile.weights.card import KEY, Card
 from small_model import make_card, make_network, make_run, write_pictures
 from small_training import TINY_ARGS
+from usage_code import code, run_on, run_python
 
 FILES = {name: f"model{one.suffix}" for name, one in FORMATS.items()}
 SHAPES = {"landscape": (90, 80), "portrait": (66, 131), "square": (73, 73)}
@@ -40,17 +42,6 @@ def write_file(name: str, folder: Path) -> Path:
     return folder / FILES[name]
 
 
-def code(page: str, language: str) -> str:
-    (block,) = re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
-    return block
-
-
-def run_python(block: str, folder: Path) -> str:
-    done = subprocess.run([sys.executable, "-c", block], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
 def card_of(task: str, names: list[str], **record: object) -> Card:
     return Card("emo_1m", {}, task=task, classes=names, preprocess=Preprocess(size=(64, 96), **record))
 
@@ -59,21 +50,14 @@ def card_of(task: str, names: list[str], **record: object) -> Card:
 def test_python_names_the_class_that_predict_names(name: str, tmp_path: Path) -> None:
     path = write_file(name, tmp_path)
     page = write_usage(tmp_path, [path])
-    # The picture's name is given, so that one process, which imports the runtime once, takes them all.
-    block = code(page.read_text(), "python").replace('"picture.jpg"', "picture_path")
     pictures = [
         picture
         for shape in SHAPES.values()
         for picture in write_pictures(tmp_path / f"{shape[0]}", 2, shape, seed=shape[0])
     ]
-    script = f"""
-import numpy as np
-for number, picture_path in enumerate({[str(picture) for picture in pictures]}):
-    exec({block!r})
-    np.save(f"{{number}}.npy", pixels)
-"""
     expected = [result.labels[0] for result in metamobile.predict(path, pictures).results]
-    assert run_python(script, tmp_path).splitlines() == expected
+    block = code(page.read_text(), "python")
+    assert run_on(block, pictures, tmp_path, then='np.save(f"{number}.npy", pixels)') == expected
     assert len(set(expected)) > 1
     for number, picture in enumerate(pictures):
         wanted = preprocess(read_picture(picture), Preprocess(size=(64, 64)))
@@ -168,6 +152,17 @@ def test_a_file_with_preprocessing_takes_the_picture(name: str, task: str) -> No
     compile(block, name, "exec")
     assert '{"picture": np.asarray(picture)}' in block and "0.485" not in text
     assert "`picture`, uint8, H x W x 3" in text and "eight bits" in text
+
+
+@pytest.mark.parametrize("name", ["executorch", "litert", "coreml", "ncnn", "torch-export"])
+@pytest.mark.parametrize("task", TASKS)
+def test_a_scaled_file_takes_levels(name: str, task: str) -> None:
+    text = describe(f"model.scaled{FORMATS[name].suffix}", scaled_card(card_of(task, ["a", "b"])))
+    assert "leave levels from 0 to 255 as they are" in text
+    for word in ("0.485", "0.003921", "divide", "normalised", "mean", "/ 255"):
+        assert word not in text
+    for _, block in re.findall(r"```(python)\n(.*?)```", text, re.DOTALL):
+        compile(block, name, "exec")
 
 
 def test_many_names_stand_at_the_end() -> None:

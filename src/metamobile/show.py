@@ -27,7 +27,8 @@ def print_gate(gate: GateResult) -> None:
     for row in gate.rows:
         share = [f"{row.max_diff / gate.scale:.1e}"] if gate.share_of else []
         agreement = f"{100 * row.agreement:.1f} %"
-        rows.append([f"{row.batch_size}", f"{row.max_diff:.2e}", *share, f"{row.mean_diff:.2e}", agreement])
+        batch = f"{row.batch_size} of {row.size[0]}x{row.size[1]}" if row.size else f"{row.batch_size}"
+        rows.append([batch, f"{row.max_diff:.2e}", *share, f"{row.mean_diff:.2e}", agreement])
     print_table("", [*columns, ">mean difference", f">{gate.same}"], rows)
     if gate.cost is not None:
         print_cost(gate.cost)

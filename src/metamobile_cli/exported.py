@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from metamobile_cli.options import DEVICE, MODEL, SIZE, complain, parse_size, remark, split_commas
+from metamobile_cli.options import (
+    DEVICE,
+    MODEL,
+    SIZE,
+    complain,
+    parse_size,
+    parse_size_or_any,
+    remark,
+    split_commas,
+)
 
 
 def export(
@@ -30,11 +39,13 @@ def export(
     with_preprocessing: Annotated[
         bool, Option("--with-preprocessing", help="In the file: a picture as it is, resized in the graph.")
     ] = False,
-    size: Annotated[str | None, SIZE] = None,
+    size: Annotated[
+        str | None, Option(metavar="PX", help="128; 96,160 (height,width); or any: both stay free.")
+    ] = None,
     keep: Annotated[bool, Option("--keep", help="Keep a file that failed its gate.")] = False,
 ) -> None:
     """Write files for other runtimes, each compared with PyTorch on pictures. Exit code 1 if one differs."""
-    pixels = parse_size(size)
+    pixels = parse_size_or_any(size)
     from metamobile.deploy.export import export
     from metamobile.show import print_gate
 

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import typer
 from typer import Argument, Option
@@ -56,6 +56,16 @@ def parse_size(text: str | None) -> int | list[int] | None:
         raise ValueError(f"--size {text!r}: expected pixels such as 128, or height,width such as 96,160")
     sides = [int(part) for part in parts]
     return sides[0] if len(sides) == 1 else sides
+
+
+def parse_size_or_any(text: str | None) -> int | list[int] | Literal["any"] | None:
+    """As `parse_size`; and "any" for itself."""
+    if text == "any":
+        return "any"
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise ValueError(f"{error}, or any") from error
 
 
 def is_picture(word: str) -> bool:

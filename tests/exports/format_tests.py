@@ -14,15 +14,18 @@ import pytest
 import torch
 from torch import nn
 
+import metamobile
 from metamobile.deploy.export import export
 from metamobile.deploy.formats import FORMATS, get_format
 from metamobile.deploy.gate import GateResult
+from metamobile.deploy.preprocessing import is_scaled
 from metamobile.deploy.runtimes import TorchRuntime, open_runtime
 from metamobile.models.create import create_model, resolved_args
 from metamobile.weights.file import save_weights
 from metamobile.weights.network import load_network
 from small_dense import make_dense_run
 from small_model import make_card, make_network, make_run, write_pictures
+from usage_code import code, run_on
 
 RUN_WITHOUT_TORCH = """
 import sys
@@ -35,11 +38,21 @@ height, width = runtime.card.preprocess.size
 print(runtime.run(np.zeros((1, 3, height, width), np.float32)).shape)
 """
 
+USED = 3  # pictures that the code of USE.md is run on; it opens the file for each
+
 
 def blobs(count: int, height: int, width: int) -> np.ndarray:
     """Smooth noise (count, 3, height, width), as far from pictures as normalised ones are."""
     noise = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2
     return nn.functional.interpolate(noise, size=(height, width), mode="bilinear").numpy()
+
+
+def use(path: Path, folder: Path) -> list[str]:
+    """What the Python of USE.md beside a file prints for the pictures of a folder."""
+    page = (path.parent / "USE.md").read_text("utf-8")
+    start, end = (f"<!-- {mark}{path.name} -->" for mark in ("", "end of "))
+    section = page.split(start)[1].split(end)[0]
+    return run_on(code(section, "python"), sorted(folder.iterdir())[:USED], path.parent)
 
 
 class FormatTests:
@@ -82,6 +95,25 @@ class FormatTests:
     def test_the_card_is_in_the_file(self, gate: GateResult) -> None:
         assert open_runtime(gate.path).card == make_card(make_network())
 
+    def test_use_md_names_what_predict_names(self, gate: GateResult, pictures: Path) -> None:
+        expected = [result.labels[0] for result in metamobile.predict(gate.path, pictures).results]
+        assert use(gate.path, pictures) == expected[:USED]
+        assert len(set(expected[:USED])) > 1
+
+    def test_scaling_and_normalisation_in_the_file(
+        self, run: Path, pictures: Path, tmp_path: Path, caplog: Any
+    ) -> None:
+        if "preprocessing" in FORMATS[self.format].can:
+            pytest.skip(f"{self.format} has all preprocessing in the file")
+        gate = self.export(run, pictures, out=tmp_path, with_preprocessing=True)
+        assert gate.passed, gate.problems
+        assert gate.path == tmp_path / f"insects.scaled{FORMATS[self.format].suffix}"
+        assert caplog.text.count("scaling and normalisation alone") == 1
+        assert is_scaled(open_runtime(gate.path).card)
+        expected = [result.labels[0] for result in metamobile.predict(run, pictures).results]
+        assert [one.labels[0] for one in metamobile.predict(gate.path, pictures).results] == expected
+        assert use(gate.path, pictures) == expected[:USED]
+
     def test_any_batch_size(self, run: Path, gate: GateResult) -> None:
         runtime, reference = open_runtime(gate.path), TorchRuntime(*load_network(run))
         pixels = blobs(5, 64, 64)
@@ -115,6 +147,8 @@ class FormatTests:
         gate = self.export(make_dense_run(tmp_path / head, head), pictures)
         assert gate.passed, gate.problems
         assert head == "deeplabv3" or gate.boxes > 9
+        if gate.executed:
+            use(gate.path, pictures)
 
     def test_a_file_that_fails_is_marked(
         self, run: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any

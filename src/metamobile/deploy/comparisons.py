@@ -32,12 +32,14 @@ OVERLAP = 0.5  # from which a box is taken for the other side's, and compared wi
 
 @dataclass
 class GateRow:
-    """One batch size: differences between answers, and the share of pictures, pixels or boxes that agree."""
+    """One batch size: differences between answers, and the share of pictures, pixels or boxes that agree.
+    `size` is (height, width) where it is not the model's own."""
 
     batch_size: int
     max_diff: float
     mean_diff: float
     agreement: float
+    size: tuple[int, int] | None = None
 
 
 class Comparison(Protocol):

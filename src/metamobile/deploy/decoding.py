@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from metamobile.deploy.preprocessing import Scaled
 from metamobile.deploy.runtimes import DETECTIONS
 from metamobile.models.detection import CANDIDATES, SMALLEST, OneStage
 from metamobile.models.segmenters import Segmenter
@@ -111,6 +112,9 @@ def overlaps(boxes: Tensor) -> Tensor:
 def output_names(network: nn.Module, *, suppression: bool = False) -> tuple[nn.Module, list[str]]:
     """The module to export, and the names of its outputs; a detector's end in candidates, or with
     `suppression` in boxes."""
+    if isinstance(network, Scaled):
+        module, names = output_names(network.module, suppression=suppression)
+        return network.around(module), names
     if isinstance(network, OneStage):
         if suppression:
             return Detections(network), list(DETECTIONS[:3])

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from metamobile.data.pictures import find_pictures, read_picture
+from metamobile.deploy import any_size
 from metamobile.deploy.cost import Cost, data_of, measure_cost
 from metamobile.deploy.form import deploy
 from metamobile.deploy.formats import (
@@ -25,6 +26,7 @@ from metamobile.deploy.formats import (
     need_writer,
 )
 from metamobile.deploy.gate import GateResult, compare, pick_pictures, spread
+from metamobile.deploy.preprocessing import Scaled, scaled_card
 from metamobile.deploy.raw import reader
 from metamobile.deploy.runtimes import Runtime, TorchRuntime
 from metamobile.deploy.usage import NAME as USE
@@ -50,7 +52,7 @@ def export(
     calibrate: str | Path | None = None,
     with_preprocessing: bool = False,
     keep: bool = False,
-    size: int | Sequence[int] | None = None,
+    size: int | Sequence[int] | Literal["any"] | None = None,
 ) -> list[GateResult]:
     """Write a file for each runtime in `to` and `precision` into `out` (else beside the weights); compare it
     with PyTorch.
@@ -58,9 +60,11 @@ def export(
     What is written is the network's deployed form (`metamobile.deploy`). A file that passes its gate takes
     its name; one that fails is removed, or with `keep` stays as *.unverified.* and says so in itself.
     `verify` holds the pictures (see `pick_pictures`); `size` (pixels, or height and width) overrides the
-    model's own. A file takes pictures of one shape: see `of_one_shape`. int8 is calibrated on pictures in
+    model's own. A file takes pictures of one shape (see `of_one_shape`), unless the size is "any": see
+    `deploy.any_size`; the card is the model's then. int8 is calibrated on pictures in
     `calibrate`, else on the model's training pictures; what a precision below fp32 costs is measured on
-    `verify`, else on the model's own validation pictures. `with_preprocessing` puts that into the graph.
+    `verify`, else on the model's own validation pictures. `with_preprocessing` puts that into the graph, or
+    in formats that cannot resize, scaling and normalisation alone: see `preprocessing.Scaled`.
     USE.md beside the files says how to load them. Errors: ValueError for an unknown name, a missing package,
     a model that cannot be exported (Mask R-CNN), a precision that a format does not have, or a file that its
     runtime cannot open.
@@ -68,7 +72,14 @@ def export(
     names = list(dict.fromkeys([to] if isinstance(to, str) else to))
     precisions = [precision] if isinstance(precision, str) else list(precision)
     for name in names:
-        check_format(name, precisions, with_preprocessing)
+        check_format(name, precisions)
+    scaled = [name for name in names if with_preprocessing and not _resizes(name)]
+    if scaled:
+        logging.getLogger(__name__).warning(
+            "%s: of preprocessing the file does scaling and normalisation alone; it takes pictures that are "
+            "resized and cropped already, float RGB from 0 to 255",
+            ", ".join(scaled),
+        )
     network, card = load_network(model)
     if not getattr(network, "exports", True):
         head = getattr(network, "head_name", card.task)
@@ -76,9 +87,11 @@ def export(
             f"{model}: a model with the head {head} cannot be exported; `metamobile predict` runs the run "
             "folder or its .safetensors file as it is"
         )
-    if size is not None:
-        card = at_size(card, size)
-    card = of_one_shape(card, model)
+    free = size == "any"
+    if free:
+        any_size.refuse(model, network, names, with_preprocessing)
+    else:
+        card = of_one_shape(card if size is None else at_size(card, size), model)
     pictures, source = pick_pictures(card, verify)
     calibration = pick_calibration(card, calibrate) if "int8" in precisions else ()
     shop = Workshop(
@@ -87,7 +100,7 @@ def export(
     results = []
     for name in names:
         for each in sorted(set(precisions) & set(FORMATS[name].precisions), key=PRECISIONS.index):
-            options = Options(each, calibration if each == "int8" else (), preprocessing=with_preprocessing)
+            options = Options(each, calibration if each == "int8" else (), free, with_preprocessing)
             results.append(shop.make(name, options, _target(model, out, name, options)))
     for folder in dict.fromkeys(result.path.parent for result in results):
         files = [path for path in sorted(folder.iterdir()) if is_export(path)]
@@ -103,13 +116,15 @@ def is_export(path: Path) -> bool:
     return format_of(path) is not None and ".unverified" not in path.suffixes and path.name[0] != "."
 
 
-def check_format(name: str, precisions: Sequence[str], preprocessing: bool = False) -> None:
-    """Errors: ValueError for a format or a precision that does not exist, or none of them together, for what
-    a format cannot do, and for a package that is missing."""
+def _resizes(name: str) -> bool:
+    """Whether files of this format can have all preprocessing in them."""
+    return "preprocessing" in FORMATS[name].can
+
+
+def check_format(name: str, precisions: Sequence[str]) -> None:
+    """Errors: ValueError for a format or a precision that does not exist, or none of them together, and for a
+    package that is missing."""
     get_format(name)
-    if preprocessing and "preprocessing" not in FORMATS[name].can:
-        able = ", ".join(key for key, one in FORMATS.items() if "preprocessing" in one.can)
-        raise ValueError(f"{name} has no preprocessing in the file; {able} have it: leave it out, or these")
     for each in precisions:
         if each not in PRECISIONS:
             raise ValueError(
@@ -139,14 +154,21 @@ class Workshop:
     figures: dict[str, Any] = field(default_factory=dict)  # of the reference, once they were asked for
 
     def make(self, name: str, options: Options, path: Path) -> GateResult:
-        """One file: written aside, through the gate, and then in its place, or gone."""
+        """One file: written aside, through the gate, and then in its place, or gone.
+
+        Where the format's runtime is not for this system, what the converter received goes through the gate,
+        and the file is read back.
+        """
         module = get_format(name)
+        runs = getattr(module, "RUNS_HERE", True)
+        network, card = self._form(name, options)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
         try:
-            module.write(self.deployed, self.reference.card, part, options)
-            candidate = module.open_file(part)
-            result = compare(
+            module.write(network, card, part, options)
+            candidate = module.open_file(part) if runs else module.received(network, card)
+            check = any_size.compare_sizes if options.dynamic_size else compare
+            result = check(
                 self.reference,
                 candidate,
                 self.pictures,
@@ -154,7 +176,10 @@ class Workshop:
                 source=self.source,
                 precision=options.precision,
             )
-            if options.precision != "fp32" and result.passed:
+            if not runs:
+                result.executed = False
+                result.problems += module.read_back(part, network, card)
+            if options.precision != "fp32" and result.passed and runs:
                 result.cost = self._cost(name, options, part, candidate)
             if result.passed:
                 move(part, path)
@@ -170,12 +195,19 @@ class Workshop:
             logging.getLogger(__name__).warning("%s: %s", path, problem)
         return result
 
+    def _form(self, name: str, options: Options) -> tuple[nn.Module, Card]:
+        """What is written, and its card."""
+        card = self.reference.card
+        if options.preprocessing and not _resizes(name):
+            return Scaled(self.deployed, card.preprocess), scaled_card(card)
+        return self.deployed, card
+
     def _cost(self, name: str, options: Options, part: Path, candidate: Runtime) -> Cost:
         """Beside a file of the same format in fp32, made for that alone."""
         module = get_format(name)
         with TemporaryDirectory() as folder:
             plain = Path(folder) / f"fp32{part.suffix}"
-            module.write(self.deployed, self.reference.card, plain, replace(options, precision="fp32"))
+            module.write(*self._form(name, options), plain, replace(options, precision="fp32"))
             read = reader(candidate)
             return measure_cost(
                 self.reference,
@@ -207,9 +239,9 @@ def pick_calibration(card: Card, where: str | Path | None) -> list[Path]:
 
 def _target(model: str | Path, out: str | Path | None, name: str, options: Options) -> Path:
     """Where the file goes: run folder/model.onnx, weights.onnx beside weights.safetensors, else ./name.onnx;
-    model.fp16.onnx, model.pictures.onnx of other forms. In `out`, a run's file is called as the run is.
-    """
-    parts = [".pictures"] if options.preprocessing else []
+    model.fp16.onnx, model.pictures.onnx, model.scaled.pte of other forms. In `out`, a run's file is called as
+    the run is."""
+    parts = [".pictures" if _resizes(name) else ".scaled"] if options.preprocessing else []
     parts += [f".{options.precision}"] if options.precision != "fp32" else []
     suffix = "".join(parts) + FORMATS[name].suffix
     path = Path(model)

@@ -21,6 +21,7 @@ from metamobile.data.shapes import folder as shapes_folder
 from metamobile.deploy import raw
 from metamobile.deploy.comparisons import BoxComparison, Comparison, GateRow, comparison_of
 from metamobile.deploy.cost import Cost
+from metamobile.deploy.preprocessing import scaled_card
 from metamobile.deploy.runtimes import Pixels, Runtime
 from metamobile.errors import PictureError
 from metamobile.tasks import get_data
@@ -82,11 +83,12 @@ def compare(
 ) -> GateResult:
     """Run all pictures through both, once for each batch size; never raises for a candidate that differs.
 
-    It passes where classes and preprocessing are the same, and the answers: of logits the largest difference
-    is at most `tolerance` (1e-4) of the largest reference logit, and every picture, or every pixel, has the
-    same best class (of two that lie nearer than that, either); of boxes 99.5 % are the same within
-    `tolerance` (1e-3) of a score and of the picture's side. A `precision` below fp32 has bounds of its own,
-    in `comparisons`. Errors: ValueError where the reference gives nothing to compare with.
+    It passes where classes and preprocessing are the same, or the latter is `scaled_card`'s, and the answers:
+    of logits the largest difference is at most `tolerance` (1e-4) of the largest reference logit, and every
+    picture, or every pixel, has the same best class (of two that lie nearer than that, either); of boxes
+    99.5 % are the same within `tolerance` (1e-3) of a score and of the picture's side. A `precision` below
+    fp32 has bounds of its own, in `comparisons`. Errors: ValueError where the reference gives nothing to
+    compare with.
     """
     record, other = reference.card.preprocess, candidate.card.preprocess
     own = _OwnPixels(candidate, record) if raw.takes_pictures(candidate) else None
@@ -132,7 +134,7 @@ def compare(
         found = [broken[size]] if size in broken else kind.problems(row)
         problems += [f"batch {size}: {problem}" for problem in found]
     problems += own.problems() if own is not None else []
-    if other != record:
+    if other not in (record, scaled_card(reference.card).preprocess):
         problems.append("the file's preprocessing record is not the model's")
     if (candidate.card.classes, candidate.card.names) != (reference.card.classes, reference.card.names):
         problems.append("the file's classes are not the model's")

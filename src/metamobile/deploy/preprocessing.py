@@ -239,21 +239,30 @@ def _class_map(nodes: Nodes, shape: str, classes: int) -> None:
 
 class Scaled(nn.Module):
     """A module whose pictures are neither scaled nor normalised: float (B, 3, h, w), RGB from 0 to 255,
-    resized and cropped already."""
+    resized and cropped already. `record` is the module's own preprocessing."""
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, module: nn.Module, record: Preprocess) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.record = module, record
         self.register_buffer("mean", 255 * torch.tensor(record.mean)[:, None, None])
         self.register_buffer("std", 255 * torch.tensor(record.std)[:, None, None])
 
     def forward(self, pictures: Tensor) -> Any:
         return self.module((pictures - self.mean) / self.std)
 
+    def around(self, module: nn.Module) -> Scaled:
+        """The same for a module that takes the place of this one's."""
+        return Scaled(module, self.record)
+
 
 def scaled_card(card: Card) -> Card:
     """The card of a file of `Scaled`: its preprocessing gives levels from 0 to 255."""
     return replace(card, preprocess=replace(card.preprocess, mean=(0.0,) * 3, std=(UNIT,) * 3))
+
+
+def is_scaled(card: Card) -> bool:
+    """Whether it is a `scaled_card`."""
+    return card == scaled_card(card)

@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 
 from metamobile.deploy.formats import FORMATS, PRECISIONS, format_of
+from metamobile.deploy.preprocessing import is_scaled
 from metamobile.deploy.runtimes import DETECTIONS, INPUT, open_runtime
 from metamobile.files import write_text
 from metamobile.weights.card import Card, read_card
@@ -83,6 +84,7 @@ def _values(path: Path, kind: str | None, card: Card) -> dict[str, Any]:
         "precision": PRECISION_NAMES[next((mark for mark in marks if mark in PRECISIONS), "fp32")],
         "unverified": "unverified" in marks,
         "pictures": kind in FLAT and "pictures" in marks,  # preprocessing is in the file
+        "scaled": is_scaled(card),  # all of it but resizing and cropping
         "task": card.task,
         "flat": kind in FLAT,
         "H": height,

@@ -59,7 +59,7 @@ FORMATS = {
         ("onnx", "onnxscript", "onnxruntime"),
         ("onnxruntime",),
         PRECISIONS,
-        ("preprocessing",),
+        ("preprocessing", "any size"),
     ),
     "openvino": Format(
         ".openvino",
@@ -68,7 +68,7 @@ FORMATS = {
         ("onnx", "onnxscript", "onnxruntime", "openvino"),
         ("openvino",),
         PRECISIONS,
-        ("preprocessing",),
+        ("preprocessing", "any size"),
     ),
     "executorch": Format(
         ".pte", "ExecuTorch", "executorch", ("executorch",), ("executorch",), ("fp32", "int8")

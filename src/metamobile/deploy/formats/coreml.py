@@ -1,4 +1,5 @@
-"""A network as a Core ML program, .mlpackage: one picture at a time, of a fixed size; the card is in its metadata.
+"""A network as a Core ML program, .mlpackage: one picture at a time, of a fixed size; its metadata hold the
+card.
 
 It is written anywhere and runs on Apple's systems only. Elsewhere two things stand in for a run: `received`,
 what the converter was given, in PyTorch, and `read_back`, what the written file holds. Neither executes it.
@@ -38,6 +39,7 @@ HEAVY = {
     "aten.topk.default": "topk",
     "aten.gather.default": "gather_along_axis",
 }
+RUNS_HERE = sys.platform == "darwin"
 PRODUCTS = ("conv", "linear", "matmul")
 SINGLE = ("layer_norm", "softmax")  # in a file of half precision
 
@@ -114,18 +116,19 @@ class CoreML:
         self.path = Path(path)
         if device not in ("auto", "cpu"):
             raise ValueError(f"Core ML cannot use device {device!r} here; it has auto, cpu")
-        self.model = _load(self.path, run=sys.platform == "darwin", everywhere=device == "auto")
+        self.model = _load(self.path, run=RUNS_HERE, everywhere=device == "auto")
         metadata = self.model.user_defined_metadata
         if KEY not in metadata:
             raise ValueError(
-                f"{self.path}: Core ML without a metamobile card; expected a file that `metamobile export` wrote"
+                f"{self.path}: Core ML without a metamobile card; expected a file that `metamobile export` "
+                "wrote"
             )
         self.card = Card.from_json(metadata[KEY])
         if UNVERIFIED in metadata:
             logging.getLogger(__name__).warning("%s failed its gate: %s", self.path, metadata[UNVERIFIED])
 
     def run(self, batch: Pixels) -> Any:
-        if sys.platform != "darwin":
+        if not RUNS_HERE:
             raise ValueError(
                 f"{self.path}: Core ML runs on macOS and iOS only, this is {sys.platform}; predict with the "
                 "run folder or with a file of another format"
@@ -189,8 +192,8 @@ received = Received
 def read_back(path: str | Path, network: nn.Module, card: Card) -> list[str]:
     """What in the written file is not as it should be; nothing where all is well.
 
-    Read are the card, names and shapes of input and outputs, the number of each heavy operator, and the values
-    of all weights of `network`, which is in its deployed form. It is not executed: the order and the
+    Read are the card, names and shapes of input and outputs, the number of each heavy operator, and the
+    values of all weights of `network`, which is in its deployed form. It is not executed: the order and the
     arguments of operators are not looked at.
     """
     model = _load(Path(path))

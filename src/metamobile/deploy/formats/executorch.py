@@ -94,7 +94,7 @@ def _shape(node: torch.fx.Node) -> tuple[int, ...]:
 
 
 def _keeps(node: Any) -> bool:
-    """Whether what it answers is what it takes: the same shape, and of strides the same but on sides of one."""
+    """Whether what it answers is what it takes: the same shape, and the same strides but on sides of one."""
     if _shape(node) != _shape(node.args[0]):
         return False
     if "as_strided" not in str(node.target):
@@ -119,9 +119,9 @@ def quantise(
     calibration: Sequence[Path],
     keep: Callable[[torch.fx.Node], bool] | None = None,
 ) -> ExportedProgram:
-    """Weights and activations in 8 bits: weights a scale each output channel, activations a scale each tensor,
-    from what the `calibration` pictures make them. Products of attention, softmax and layer norm stay in
-    single precision, as do nodes that `keep` holds true for. Errors: ValueError without pictures.
+    """Weights and activations in 8 bits: weights a scale each output channel, activations a scale each
+    tensor, from what the `calibration` pictures make them. Products of attention, softmax and layer norm
+    stay in single precision, as do nodes that `keep` holds true for. Errors: ValueError without pictures.
     """
     import torch
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
@@ -161,7 +161,8 @@ class ExecuTorch:
         self.program = _open_program(self.path)  # to be kept: methods do not hold it
         if KEY not in self.program.method_names:
             raise ValueError(
-                f"{self.path}: ExecuTorch without a metamobile card; expected a file that `metamobile export` wrote"
+                f"{self.path}: ExecuTorch without a metamobile card; expected a file that `metamobile "
+                "export` wrote"
             )
         self.card = Card.from_json(self._load(KEY).execute([])[0])
         self.method = self._load("forward")

@@ -44,15 +44,19 @@ def write(network: nn.Module, card: Card, path: str | Path, options: Options = P
     translate.
     """
     need_writer("ncnn")
+    from metamobile.deploy.preprocessing import Scaled
     from metamobile.models.detection import OneStage
 
     network = network.cpu().eval()
+    scaled = network if isinstance(network, Scaled) else None
+    network = scaled.module if scaled else network
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     half = options.precision == "fp16"
     if isinstance(network, OneStage):
         network, suppression = _dense(network, card.preprocess.size)
         (folder / DETECTIONS).write_text(suppression.to_json(), encoding="utf-8")
+    network = scaled.around(network) if scaled else network
     _convert(network, card.preprocess.size, folder, half)
     (folder / CARD).write_text(card.to_json(), encoding="utf-8")
 
@@ -91,8 +95,9 @@ def _dense(detector: OneStage, size: tuple[int, int]) -> tuple[nn.Module, Suppre
             move, grow = (raw.deltas / self.weights).chunk(2, 2)
             centre = self.centre + move * self.side
             half = grow.clamp(max=coder.bbox_xform_clip).exp() * self.side * 0.5
-            corners = (centre - half, centre + half)
-            corners = [torch.minimum(corner.clamp(min=0), self.edge) for corner in corners]
+            corners = [
+                torch.minimum(corner.clamp(min=0), self.edge) for corner in (centre - half, centre + half)
+            ]
             return torch.cat(corners, 2), self.detector.scores(raw.logits)
 
     return Dense().eval(), Suppression.of(detector, raw.levels)

@@ -1,5 +1,5 @@
-"""A network as one ONNX file, run by ONNX Runtime: any batch size, a fixed picture size, the card in its
-metadata."""
+"""A network as one ONNX file, run by ONNX Runtime: any batch size, a fixed picture size unless it is asked to
+be free, the card in its metadata."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def write(network: nn.Module, card: Card, path: str | Path, options: Options = P
 def build(
     network: nn.Module, card: Card, options: Options = PLAIN, *, quantised_outputs: bool = True
 ) -> ModelProto:
-    """`network`, as it computes in evaluation mode, for pictures of the card's size.
+    """`network`, as it computes in evaluation mode, for pictures of the card's size, or of any with
+    `dynamic_size`.
 
     "fp16" and "int8" are as `deploy.quantise` has them, `quantised_outputs` is its `outputs`.
 
@@ -44,22 +45,31 @@ def build(
     """
     import torch
 
+    from metamobile.deploy.any_size import LEAST, example, free_sides
     from metamobile.deploy.decoding import add_suppression, output_names
     from metamobile.deploy.quantise import half_weights, quantise
     from metamobile.models.detection import OneStage
 
-    # Two pictures, as torch.export takes a size of one for a constant.
-    example = torch.zeros(2, 3, *card.preprocess.size)
-    module, names = output_names(network.cpu().eval())
-    program = torch.onnx.export(
-        module.eval(),
-        (example,),
-        input_names=[INPUT],
-        output_names=names,
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        dynamo=True,
-        verbose=False,
-    )
+    free = options.dynamic_size
+    pixels, shapes = example(card.preprocess.size, free)
+    module, names = output_names((free_sides(network) if free else network).cpu().eval())
+    try:
+        program = torch.onnx.export(
+            module.eval(),
+            (pixels,),
+            input_names=[INPUT],
+            output_names=names,
+            dynamic_shapes=(shapes,),
+            dynamo=True,
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        if not free:
+            raise
+        raise ValueError(
+            f"{card.variant}: this network cannot be written for any size of at least {LEAST} pixels a side; "
+            "expected --size PX or height,width"
+        ) from error
     assert program is not None  # None only from the exporter before dynamo
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces with this machine's paths, a seventh of the file
@@ -93,7 +103,9 @@ class OnnxRuntime:
                 "wrote, as only such a file tells its preprocessing and its classes"
             )
         self.card = Card.from_json(metadata[KEY])
-        self.takes_pictures = self.session.get_inputs()[0].name == raw.PICTURE
+        given = self.session.get_inputs()[0]
+        self.takes_pictures = given.name == raw.PICTURE
+        self.any_size = isinstance(given.shape[-1], str)  # a free axis has a name
         names = {output.name for output in self.session.get_outputs()}
         self.detects = names >= set(DETECTIONS)
         if UNVERIFIED in metadata:

@@ -98,6 +98,7 @@ class OpenVino:
             )
         self.card = Card.from_json(model.get_rt_info(KEY).astype(str))
         self.takes_pictures = raw.PICTURE in model.inputs[0].get_names()
+        self.any_size = model.inputs[0].get_partial_shape()[-1].is_dynamic
         self.one = not self.takes_pictures and model.inputs[0].partial_shape[0].is_static
         names = {name for output in model.outputs for name in output.get_names()}
         self.detects = names >= set(DETECTIONS)

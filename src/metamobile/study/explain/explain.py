@@ -84,13 +84,14 @@ class Explained:
 
 @dataclass(eq=False)
 class Explanation:
-    """All networks on the same `pictures`; `notes` name what was left out and why, `failures`
-    pictures that could not be read, `files` what was written."""
+    """All networks on the same `pictures`; `left_out` are networks that could not be had, `notes` say why and
+    what else is to be known, `failures` name pictures that could not be read, `files` what was written."""
 
     method: str
     pictures: list[str]
     models: list[Explained]
     compares: bool
+    left_out: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
@@ -158,13 +159,15 @@ def explain(
         raise ValueError("no model was given; expected a run folder, weights, or a name")
     paths = find_pictures([pictures] if isinstance(pictures, str | Path) else pictures)
     read, notes, failures = read_pictures(paths)
-    result = Explanation(options.method, [str(path) for path, _ in read], [], bool(others), notes, failures)
+    names = [str(path) for path, _ in read]
+    result = Explanation(options.method, names, [], bool(others), notes=notes, failures=failures)
     if options.method == "eigencam" and target is not None:
         notes.append("eigencam looks at no class: the class given has no effect on the map")
     steps = (len(given) + len(others)) * len(read)
     for index, model in enumerate([*given, *others]):
         subject = open_or_note(model, index, size, device, notes, may_lack=index >= len(given))
         if subject is None:
+            result.left_out.append(str(model))
             continue
 
         def tell(done: int, before: int = index * len(read)) -> None:

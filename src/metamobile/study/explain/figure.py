@@ -90,7 +90,8 @@ def draw_comparison(result: Explanation, pictures: Sequence[NDArray[Any]]) -> Fi
     add_bar(
         figure,
         f"{result.method_name}: each map from its lowest to its highest value;\n"
-        "receptive field as the square root of the gradient, from 0",
+        "receptive field as the square root of the gradient, from 0"
+        + (f"\nleft out, as there are no weights: {', '.join(result.left_out)}" if result.left_out else ""),
     )
     return figure
 
