@@ -11,7 +11,8 @@ from metamobile.files import cache_folder
 from metamobile.weights.published import PUBLISHED, published_name
 
 SHIPPED: dict[str, Path] = {
-    "emo_1m.imagenette": Path(__file__).parent / "shipped" / "emo_1m.imagenette.safetensors",
+    name: Path(__file__).parent / "shipped" / f"{name}.safetensors"
+    for name in ("emo_1m.imagenette", "emov2_1m.imagenette")
 }
 WEIGHTS = "model.safetensors"  # in a run folder
 SUFFIXES = (".safetensors", *(one.suffix for one in FORMATS.values()))
