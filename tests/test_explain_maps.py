@@ -65,7 +65,7 @@ REGION[1:3, 3] = True
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_only_the_planted_region_lights_up(method: str) -> None:
+def test_only_the_planted_region_lights_up(method: str, capfd: pytest.CaptureFixture[str]) -> None:
     subject = subject_of(Planted())
     x = torch.rand(1, 3, 64, 64) * torch.tensor([1.0, 0.2, 0.1])[:, None, None] + 0.1  # red is everywhere
     question = ask(subject, x)
@@ -75,6 +75,7 @@ def test_only_the_planted_region_lights_up(method: str) -> None:
     assert values.shape == (4, 4)
     assert values[REGION].min() > 0.5
     assert not values[~REGION].any()
+    assert not capfd.readouterr().err
 
 
 def test_a_class_that_nothing_speaks_for_has_an_empty_map() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -52,9 +53,11 @@ def load_method(method: str) -> Any:
     """grad-cam's class, made to keep the layer's resolution. Errors: ValueError where grad-cam is missing."""
     try:
         import pytorch_grad_cam
+        import pytorch_grad_cam.score_cam
         from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection_with_sign_correction
     except ModuleNotFoundError as error:
         raise ValueError(f'explain needs grad-cam ({error}): pip install "metamobile[explain]"') from error
+    pytorch_grad_cam.score_cam.tqdm = SimpleNamespace(tqdm=iter)  # else a bar for every map; the verb has one
     kind = getattr(pytorch_grad_cam, METHODS[method][0])
 
     class AtItsResolution(kind):  # type: ignore[misc, valid-type]
