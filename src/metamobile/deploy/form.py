@@ -1,7 +1,7 @@
 """The deployed form of a network: the same function, made for running.
 
 Batch norm is folded into the convolutions beside it, layer scale into the shrinking one, attention's scale
-into its queries. No tensor has a rank above five. Layer norm and attention work on channels last, with
+into its queries. No tensor has a rank above four, which is the most that ncnn has. Layer norm and attention work on channels last, with
 windows cut once, before the projections, by reshapes and transpositions; a map that whole windows do not
 cover is padded as a (B, H, W*C) tensor, which every converter takes.
 
@@ -221,9 +221,8 @@ class Attention(nn.Module):
     def _attend(self, qk: Tensor, v: Tensor) -> Tensor:
         """(G, T, 2C), (G, T, V) -> (G, T, V), G all windows of the batch."""
         tokens, dim = qk.shape[1], qk.shape[2] // (2 * self.heads)
-        qk = qk.reshape(-1, tokens, 2, self.heads, dim).permute(2, 0, 3, 1, 4)  # (2, G, N, T, D)
-        q, k = qk.unbind(0)
-
+        qk = qk.reshape(-1, tokens, 2 * self.heads, dim).transpose(1, 2)  # (G, 2N, T, D)
+        q, k = qk.chunk(2, 1)
         v = v.reshape(-1, tokens, self.heads, v.shape[2] // self.heads).transpose(1, 2)  # (G, N, T, V/N)
         y = (q @ k.transpose(-2, -1)).softmax(-1) @ v
         return y.transpose(1, 2).flatten(2)
