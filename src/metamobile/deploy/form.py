@@ -1,9 +1,9 @@
 """The deployed form of a network: the same function, made for running.
 
 Batch norm is folded into the convolutions beside it, layer scale into the shrinking one, attention's scale
-into its queries. No tensor has a rank above four, which is the most that ncnn has. Layer norm and attention work on channels last, with
-windows cut once, before the projections, by reshapes and transpositions; a map that whole windows do not
-cover is padded as a (B, H, W*C) tensor, which every converter takes.
+into its queries. No tensor has a rank above four, which is the most that ncnn has. Layer norm and attention
+work on channels last, with windows cut once, before the projections, by reshapes and transpositions; a map
+that whole windows do not cover is padded as a (B, H, W*C) tensor, which every converter takes.
 
 B batch, C channels, H W height and width, N heads, D channels of a head, h w sides of a window, T = h*w
 tokens, gh gw windows along each axis, V channels of the values.
