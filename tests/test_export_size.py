@@ -102,6 +102,10 @@ def test_the_gate_compares_at_two_sizes(gates: dict[str, Any], capsys: pytest.Ca
     assert "3 of 48x80\t" in capsys.readouterr().out
 
 
+def test_how_to_use_them_says_so(run: Path, gates: dict[str, Any]) -> None:
+    assert (run / "USE.md").read_text("utf-8").count("Height and width are free, from 32 pixels") == 2
+
+
 def test_the_axes_have_names(run: Path, gates: dict[str, Any]) -> None:
     model = onnx.load(run / "model.onnx")
     onnx.checker.check_model(model)
@@ -203,6 +207,10 @@ def test_formats_without_it_say_so(name: str, run: Path, monkeypatch: pytest.Mon
 
 
 def test_what_has_one_size(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="size '128': expected pixels, a pair of height and width, or 'any'"):
+        export(run, size="128")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="^openvino: in int8 a file takes one picture of one size"):
+        export(run, ["onnx", "openvino"], precision="int8", size="any")
     with pytest.raises(ValueError, match="--size any has no effect with preprocessing in the file"):
         export(run, size="any", with_preprocessing=True)
     for head in ("ssdlite", "retinanet"):

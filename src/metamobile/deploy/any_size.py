@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,19 @@ from metamobile.deploy.gate import GateResult, compare
 from metamobile.deploy.runtimes import Pixels, Runtime
 from metamobile.models.create import plain_network
 from metamobile.models.detection import OneStage
-from metamobile.weights.card import Card
 
 LEAST = 32  # pixels a side
 EXAMPLE = (1056, 1184)  # pixels; windows of up to 16 are several then in each stage, and none fits the map
 BATCH_SIZES, PICTURES = (1, 3), 24  # of the gate at the other size
 
 
-def refuse(model: str | Path, network: nn.Module, formats: Sequence[str], preprocessing: bool) -> None:
+def refuse(
+    model: str | Path,
+    network: nn.Module,
+    formats: Sequence[str],
+    precisions: Sequence[str],
+    preprocessing: bool,
+) -> None:
     """Errors: ValueError where height and width cannot be free, which says why not."""
     able = [name for name, one in FORMATS.items() if "any size" in one.can]
     unable = [name for name in formats if name not in able]
@@ -38,6 +43,11 @@ def refuse(model: str | Path, network: nn.Module, formats: Sequence[str], prepro
         raise ValueError(
             f"{', '.join(unable)}: a file has one picture size here; with --size any there are "
             f"{', '.join(able)}"
+        )
+    if "openvino" in formats and "int8" in precisions:
+        raise ValueError(
+            "openvino: in int8 a file takes one picture of one size, as OpenVINO errs in others; with --size "
+            "any there are fp32 and fp16, and int8 for onnx"
         )
     if preprocessing:
         raise ValueError(
@@ -98,20 +108,13 @@ def example(size: tuple[int, int], free: bool) -> tuple[Tensor, dict[int, Any]]:
     return torch.zeros(2, 3, *EXAMPLE), batch | sides
 
 
-@dataclass
 class At:
     """A runtime that is given pictures of one other size."""
 
-    runtime: Runtime
-    record: Preprocess
-
-    @property
-    def name(self) -> str:
-        return self.runtime.name
-
-    @property
-    def card(self) -> Card:
-        return replace(self.runtime.card, preprocess=self.record)
+    def __init__(self, runtime: Runtime, record: Preprocess) -> None:
+        self.runtime, self.record = runtime, record
+        self.name = runtime.name
+        self.card = replace(runtime.card, preprocess=record)
 
     def run(self, batch: Pixels) -> Any:
         return self.runtime.run(batch)

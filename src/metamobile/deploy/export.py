@@ -88,8 +88,10 @@ def export(
             "folder or its .safetensors file as it is"
         )
     free = size == "any"
-    if free:
-        any_size.refuse(model, network, names, with_preprocessing)
+    if isinstance(size, str):
+        if not free:
+            raise ValueError(f"size {size!r}: expected pixels, a pair of height and width, or 'any'")
+        any_size.refuse(model, network, names, precisions, with_preprocessing)
     else:
         card = of_one_shape(card if size is None else at_size(card, size), model)
     pictures, source = pick_pictures(card, verify)

@@ -44,23 +44,25 @@ def write_usage(folder: str | Path, files: Sequence[str | Path]) -> Path:
         if not path.exists() or (format_of(path) is None and path.suffix != ".safetensors"):
             continue
         try:
-            card = read_card(path) if path.suffix == ".safetensors" else open_runtime(path).card
+            runtime = None if path.suffix == ".safetensors" else open_runtime(path)
+            card = read_card(path) if runtime is None else runtime.card
         except ValueError as error:
             old = before.get(path.name, f"## {path.name}\n\nNot described here: {error}.")
             sections.append(_marked(path.name, old))
             continue
-        sections.append(_marked(path.name, describe(path, card)))
+        free = getattr(runtime, "any_size", False)
+        sections.append(_marked(path.name, describe(path, card, any_size=free)))
     text = _templates().get_template("page.md").render(sections=sections)
     write_text(page, text.rstrip() + "\n")
     return page
 
 
-def describe(path: str | Path, card: Card) -> str:
-    """The section of one file."""
+def describe(path: str | Path, card: Card, *, any_size: bool = False) -> str:
+    """The section of one file; with `any_size` its height and width are free."""
     path = Path(path)
     kind = format_of(path)
     templates = _templates()
-    values = _values(path, kind, card)
+    values = _values(path, kind, card) | {"any_size": any_size}
     code = templates.get_template("pictures.md" if values["pictures"] else f"{kind or 'safetensors'}.md")
     return templates.get_template("section.md").render(values | {"code": code.render(values).strip()}).strip()
 

@@ -1,5 +1,5 @@
 """A network in OpenVINO's own format: a folder with model.xml and model.bin, of any batch size and a fixed
-picture size; the card is in the xml's runtime information.
+picture size unless it is asked to be free; the card is in the xml's runtime information.
 
 It comes by way of ONNX, so that its inputs and outputs are those of the .onnx file.
 """
@@ -130,7 +130,9 @@ class OpenVino:
             parts = [self.run(one[None]) for one in batch]
             return [one for part in parts for one in part] if self.detects else np.concatenate(parts)
         names = DETECTIONS if self.detects else (OUTPUT,)
-        found = self._ask(INPUT, batch, batch.shape, names)
+        # of a file for any size, others may come in great number, and compiling takes a second or more
+        own = not self.any_size or batch.shape[2:] == self.card.preprocess.size
+        found = self._ask(INPUT, batch, batch.shape if own else (), names)
         return by_picture(found, len(batch)) if self.detects else found[0]
 
     def ask(self, picture: NDArray[np.uint8], names: Sequence[str]) -> list[NDArray[Any]]:
