@@ -28,8 +28,9 @@ HEAD = """# Exported files: the same model, its size and its time
 Top-1 on Imagenette's 3,925 validation pictures. The gate compares each file with PyTorch on 64 of them:
 "agrees" is the share with the same best class, "largest difference" that of logits, as a share of the largest
 logit. Times are ratios of processor time to PyTorch in the same run, the median of five rounds that took
-turns, with the lowest and the highest round; "of fp32's" is beside the same runtime's fp32 file. What is
-marked "converted, not executed" has no runtime on this system: nothing of it was verified by running it.
+turns, with the lowest and the highest round, while other programs ran on the same processor; "of fp32's" is
+beside the same runtime's fp32 file. What is marked "converted, not executed" has no runtime on this system:
+nothing of it was verified by running it.
 
 EfficientNet-Lite0 is a pretrained rival (75.1 % published on ImageNet-1K). It saw ImageNet's training set,
 which Imagenette's validation split overlaps: its top-1 is no measure beside networks that were trained on
