@@ -124,7 +124,8 @@ def test_the_gate_finds_a_file_that_is_right_at_one_size_alone(pictures: Path) -
     paths = sorted(pictures.iterdir())
     assert compare_sizes(reference, reference, paths).passed
     gate = compare_sizes(reference, Stretched(network, make_card(network)), paths)
-    assert len(gate.problems) == 2 and gate.problems[0].startswith("48x80, batch 1: logits differ by")
+    assert gate.problems and all(problem.startswith("48x80, batch ") for problem in gate.problems)
+    assert gate.problems[0].startswith("48x80, batch 1: logits differ by")
 
 
 VARIATIONS: dict[str, dict[str, Any]] = {
@@ -154,7 +155,8 @@ def test_lower_precisions(precision: str, pictures: Path, tmp_path: Path) -> Non
     for size in SIZES[:4]:
         pixels = np.random.default_rng(0).normal(size=(2, 3, *size)).astype(np.float32)
         expected = reference.run(pixels)
-        assert np.abs(runtime.run(pixels) - expected).max() < 0.5 * np.abs(expected).max()
+        allowed = {"fp16": 0.02, "int8": 0.8}[precision]  # of random weights, on noise: large in eight bits
+        assert np.abs(runtime.run(pixels) - expected).max() < allowed * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("head", ["deeplabv3", "pspnet", "fpn", "segformer"])
@@ -178,7 +180,7 @@ def test_pictures_keep_their_form_in_a_segmenters_file(pictures: Path, tmp_path:
         (gate,) = export(folder, "onnx", verify=pictures, size="any")
     assert gate.passed, gate.problems
     assert OnnxRuntime(gate.path).card.preprocess.fit == "inside"
-    ours, theirs = (metamobile.load(one).predict(pictures) for one in (folder, gate.path))
+    ours, theirs = (metamobile.load(one).predict(sorted(pictures.iterdir())) for one in (folder, gate.path))
     assert np.mean([(a.mask == b.mask).mean() for a, b in zip(ours, theirs, strict=True)]) > 0.999
 
 
@@ -225,15 +227,15 @@ def test_what_has_one_size(run: Path, tmp_path: Path) -> None:
 
 
 def test_what_torch_export_does_not_take_is_one_line(tmp_path: Path) -> None:
-    class Fixed(nn.Module):
+    class Undecided(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x.reshape(-1, 3, 1056, 1184).mean((2, 3))
+            return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
 
     card = make_card(make_network())
     with pytest.raises(
         ValueError, match="this network cannot be written for any size of at least 32"
     ) as error:
-        get_format("onnx").write(Fixed(), card, tmp_path / "a.onnx", Options(dynamic_size=True))
+        get_format("onnx").write(Undecided(), card, tmp_path / "a.onnx", Options(dynamic_size=True))
     assert "\n" not in str(error.value)
 
 

@@ -170,6 +170,12 @@ def _open_session(path: Path, device: str) -> onnxruntime.InferenceSession:
         options.intra_op_num_threads, options.inter_op_num_threads = int(threads), 1
     try:
         return onnxruntime.InferenceSession(path, options, providers=providers[wanted])
-    except (errors.Fail, errors.InvalidProtobuf, errors.InvalidGraph, errors.NotImplemented) as error:
+    except (
+        errors.Fail,
+        errors.InvalidArgument,
+        errors.InvalidProtobuf,
+        errors.InvalidGraph,
+        errors.NotImplemented,
+    ) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path}: ONNX Runtime cannot read it, it may be truncated ({reason})") from error
