@@ -305,8 +305,12 @@ def explain(
         "explain"
     ),
     method: Annotated[
-        str, Option(metavar="NAME", help="gradcam, gradcam++, eigencam or scorecam.")
-    ] = "gradcam",
+        str | None,
+        Option(
+            metavar="NAME",
+            help="gradcam, gradcam++, eigencam, scorecam or occlusion; exported files have the last alone.",
+        ),
+    ] = None,
     target: Annotated[
         str | None,
         Option(
@@ -327,7 +331,8 @@ def explain(
     size: Annotated[str | None, SIZE] = None,
     device: Annotated[str, DEVICE] = "cpu",
 ) -> None:
-    """Draw what models look at: class activation maps, attention in its windows, the receptive field."""
+    """Draw what models look at: maps of what speaks for the answer, attention in its windows, the receptive
+    field. Of an exported file there is the map alone."""
     pixels = parse_size(size)
     where = None if point is None else tuple(parse_numbers("--point", point))
     if where is not None and len(where) != 2:

@@ -10,6 +10,7 @@ Shapes: B batch, C channels, r c rows and columns of the layer's map, h w of the
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -41,11 +42,13 @@ METHODS = {  # our names, those of grad-cam's classes, those of the papers
 SEEDS = 3  # shuffled networks that a map is compared with
 
 
-def find_method(name: str) -> str:
-    """The key of `METHODS`, of any spelling: Grad-CAM++. Errors: ValueError with the nearest name."""
+def find_method(name: str, others: Sequence[str] = ()) -> str:
+    """The key of `METHODS`, or one of `others`, of any spelling: Grad-CAM++. Errors: ValueError with the
+    nearest name."""
+    known = [*METHODS, *others]
     key = name.casefold().replace("-", "").replace("_", "").replace("plusplus", "++")
-    if key not in METHODS:
-        raise ValueError(f"no map is called {name!r}; known are {', '.join(METHODS)}{nearest(name, METHODS)}")
+    if key not in known:
+        raise ValueError(f"no map is called {name!r}; known are {', '.join(known)}{nearest(name, known)}")
     return key
 
 

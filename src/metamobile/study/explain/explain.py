@@ -7,16 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
 from metamobile.data.pictures import find_pictures, read_picture
-from metamobile.data.preprocess import preprocess
 from metamobile.errors import PictureError
 from metamobile.files import aside, write_text
-from metamobile.inference.model import Model
+from metamobile.inference.model import Model, model_name
+from metamobile.study.explain import occlusion
 from metamobile.study.explain.attention import AttentionMap, attention_layers, attention_maps
 from metamobile.study.explain.cam import (
     METHODS,
@@ -26,12 +25,13 @@ from metamobile.study.explain.cam import (
     find_method,
     load_method,
 )
-from metamobile.study.explain.frame import Floats, Frame, OutOfSight, centre_of, enlarge, make_frame
+from metamobile.study.explain.frame import Floats, Frame, OutOfSight, centre_of, enlarge
 from metamobile.study.explain.receptive import ReceptiveField, receptive_field
 from metamobile.study.explain.subject import (
     Subject,
     find_layer,
     find_stage,
+    is_exported,
     is_known,
     last_map,
     open_subject,
@@ -71,8 +71,8 @@ class Row:
 
 @dataclass(eq=False)
 class Explained:
-    """One network: a row a picture, None where nothing was found; why there is no attention, if so; the
-    effective receptive field over all pictures, or None."""
+    """One network or file: a row a picture, None where nothing was found; the effective receptive field over
+    all pictures, or None; why there is no attention or no field."""
 
     name: str
     task: str
@@ -80,6 +80,7 @@ class Explained:
     rows: list[Row | None]
     no_attention: str = ""
     field: ReceptiveField | None = None
+    no_field: str = "no receptive field"
 
 
 @dataclass(eq=False)
@@ -98,7 +99,7 @@ class Explanation:
 
     @property
     def method_name(self) -> str:
-        return METHODS[self.method][1]
+        return occlusion.TITLE if self.method == occlusion.NAME else METHODS[self.method][1]
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def explain(
     *,
     out: str | Path | None = "explain",
     compare: str | Sequence[str] = (),
-    method: str = "gradcam",
+    method: str | None = None,
     target: str | int | None = None,
     stage: int | None = None,
     layer: str | None = None,
@@ -131,38 +132,43 @@ def explain(
     device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> Explanation:
-    """Draw what models look at: a class activation map, the attention of a point in its windows, and the
-    effective receptive field. Writes explain.png and explain.html into the folder `out`.
+    """Draw what models look at: a map of what speaks for the answer, the attention of a point in its windows,
+    and the effective receptive field. Writes explain.png and explain.html into the folder `out`.
 
     `models` are what `metamobile.load` takes, or PyTorch modules; `pictures` files, folders or globs, of
     which the first 12 are shown. `compare` names more networks, ours or timm's: the figure then has a column
     a network, as in the article; one whose weights cannot be had is named in `notes` and left out.
 
-    `method` is gradcam, gradcam++, eigencam or scorecam. `target` is a class by name or number, and of a
-    detector "person:2" the second-best person; left out, what is answered: the best class, object, or the
-    class of most pixels. `stage` (0 to 4, stride 2^(k+1)) or `layer`, a module's name, is what is looked at;
-    left out, it is the last map, and for attention the last stage with several windows. `point` is (x, y) in
-    pixels of each picture; left out, the map's peak. `head` is one head of the attention; left out, the mean
-    of all. `size` is the pictures' side, or (height, width), if not the model's own. `check` compares each
-    map with those of shuffled weights. `progress` gets (done, in all).
+    `method` is gradcam, gradcam++, eigencam, scorecam or occlusion; left out, gradcam, but with an exported
+    file among the models occlusion: a file has no gradients, and no attention or receptive field either.
+    `target` is a class by name or number, and of a detector "person:2" the second-best person; left out, what
+    is answered: the best class, object, or the class of most pixels. `stage` (0 to 4, stride 2^(k+1)) or
+    `layer`, a module's name, is what is looked at; left out, it is the last map, and for attention the last
+    stage with several windows. `point` is (x, y) in pixels of each picture; left out, the map's peak. `head`
+    is one head of the attention; left out, the mean of all. `size` is the pictures' side, or (height, width),
+    if not the model's own. `check` compares each map with those of shuffled weights, but for occlusion.
+    `progress` gets (done, in all).
 
-    Errors: ValueError for a model that cannot be opened, an exported file, a class, stage, layer or head that
-    is not there, a point that is seen in no picture, or where nothing is left to show, and without grad-cam.
+    Errors: ValueError for a model that cannot be opened, a method that a file does not allow, a class,
+    stage, layer or head that is not there, a point that is seen in no picture, or where nothing is left to
+    show, and without grad-cam.
     """
-    options = Options(find_method(method), target, stage, layer, point, head, check)
-    load_method(options.method)
     if stage is not None and layer is not None:
         raise ValueError(f"stage {stage} and layer {layer} are both given; expected one of them")
     given = [models] if isinstance(models, str | Path | Model | nn.Module) else list(models)
     others = [compare] if isinstance(compare, str) else list(compare)
     if not given and not others:
-        raise ValueError("no model was given; expected a run folder, weights, or a name")
+        raise ValueError("no model was given; expected a run folder, weights, a file, or a name")
+    files = [one for one in [*given, *others] if is_exported(one)]
+    options = Options(pick_method(method, files), target, stage, layer, point, head, check)
     paths = find_pictures([pictures] if isinstance(pictures, str | Path) else pictures)
     read, notes, failures = read_pictures(paths)
     names = [str(path) for path, _ in read]
     result = Explanation(options.method, names, [], bool(others), notes=notes, failures=failures)
     if options.method == "eigencam" and target is not None:
         notes.append("eigencam looks at no class: the class given has no effect on the map")
+    if options.method == occlusion.NAME and not (stage is layer is None):
+        notes.append("occlusion looks at no layer: the one given has no effect on the map")
     steps = (len(given) + len(others)) * len(read)
     for index, model in enumerate([*given, *others]):
         subject = open_or_note(model, index, size, device, notes, may_lack=index >= len(given))
@@ -183,6 +189,25 @@ def explain(
     if out is not None:
         write(result, [picture for _, picture in read], Path(out))
     return result
+
+
+def pick_method(name: str | None, files: Sequence[AnyModel]) -> str:
+    """The method by name, or what is possible. Errors: ValueError for one that a file does not allow, an
+    unknown one, and without the package grad-cam for what needs it."""
+    if name is None:
+        key = occlusion.NAME if files else next(iter(METHODS))
+    else:
+        key = find_method(name, [occlusion.NAME])
+    if key == occlusion.NAME:
+        return key
+    if files:
+        first: Any = files[0]
+        raise ValueError(
+            f"{model_name(first)}: an exported file, which has no gradients or maps for {METHODS[key][1]}; "
+            "expected the method occlusion, or the run folder that it was made from"
+        )
+    load_method(key)
+    return key
 
 
 def read_pictures(paths: Sequence[Path]) -> tuple[list[tuple[Path, Image.Image]], list[str], list[str]]:
@@ -227,12 +252,11 @@ def explain_model(
     tell: Callable[[int], None],
 ) -> Explained:
     """All pictures of one network."""
-    device = next(subject.network.parameters()).device
-    inputs = [torch.from_numpy(preprocess(p, subject.record))[None].to(device) for _, p in pictures]
+    inputs = [subject.see(picture) for _, picture in pictures]
     result = Explained(subject.name, subject.task, subject.record.size, [])
     result.no_attention = attention_reason(subject)
     for done, ((path, picture), x) in enumerate(zip(pictures, inputs, strict=True), 1):
-        frame = make_frame(picture, subject.record, (x.shape[-2], x.shape[-1]))
+        frame = subject.frame(picture, (x.shape[-2], x.shape[-1]))
         try:
             result.rows.append(explain_picture(subject, x, str(path), frame, options))
         except NothingFound as error:
@@ -244,7 +268,10 @@ def explain_model(
     seen = [row for row in shown if not row.unseen]
     if seen and not result.no_attention and not any(row.attention for row in seen):
         result.no_attention = "no window attention in this stage or layer"
-    if options.head is not None and result.no_attention:
+    if subject.network is None:
+        notes.append(file_note(subject, options))
+        result.no_field = "the receptive field\nneeds the weights"
+    elif options.head is not None and result.no_attention:
         notes.append(f"{subject.name}: head {options.head} has no effect, as there is {result.no_attention}")
     notes += [
         f"{subject.name}, {row.picture}: the map is empty, as nothing in {row.layer} speaks for "
@@ -258,13 +285,27 @@ def explain_model(
         for row in shown
         if row.correlation is not None and row.correlation >= ALIKE
     ]
-    if shown:
-        result.field = receptive_field(subject, field_layer(subject, options, inputs[0]), inputs)
+    if shown and subject.network is not None:
+        tensors = [subject.tensor(x) for x in inputs]
+        result.field = receptive_field(subject, field_layer(subject, options, tensors[0]), tensors)
     return result
+
+
+def file_note(subject: Subject, options: Options) -> str:
+    """What is not shown of an exported file, and which options have no effect."""
+    given = {"point": options.point, "head": options.head}
+    idle = [name for name, value in given.items() if value is not None]
+    return (
+        f"{subject.name}: an exported file; Grad-CAM, attention and the receptive field need the weights, "
+        "the map is how far the answer falls where a patch is hidden"
+        + (f"; no effect: {', '.join(idle)}" if idle else "")
+    )
 
 
 def attention_reason(subject: Subject) -> str:
     """Why there is no attention to show, or ""."""
+    if subject.network is None:
+        return "attention needs the weights"
     return "" if attention_layers(subject) else "no window attention in this network"
 
 
@@ -275,8 +316,36 @@ def field_layer(subject: Subject, options: Options, x: Tensor) -> str:
     return last_map(subject, x) if options.stage is None else find_stage(subject, options.stage)
 
 
-def explain_picture(subject: Subject, x: Tensor, picture: str, frame: Frame, options: Options) -> Row:
-    """One network on one picture (1, 3, h, w)."""
+def explain_picture(
+    subject: Subject, pixels: NDArray[Any], picture: str, frame: Frame, options: Options
+) -> Row:
+    """One network, or file, on one picture (1, 3, h, w)."""
+    if options.method == occlusion.NAME:
+        asked = occlusion.ask_answers(subject, pixels, options.target)
+        cam = occlusion.occlusion_map(subject, asked, pixels)
+        heat = enlarge(cam, frame.shape)
+        row = Row(picture, frame, asked.target, "input", cam, heat, options.point, [], None)
+        padded = frame.shape
+    else:
+        row = activation_row(subject, subject.tensor(pixels), picture, frame, options)
+        padded = subject.padded(frame.shape)
+    if subject.network is None:
+        row.point = None
+        return row
+    row.point = row.point or frame.to_picture(*peak(row.cam, padded, frame.shape))
+    try:
+        at = frame.to_input(*row.point)
+    except OutOfSight as error:
+        row.point, row.unseen = None, str(error)
+        return row
+    row.attention = attention_maps(
+        subject, subject.tensor(pixels), at, stage=options.stage, layer=options.layer, head=options.head
+    )
+    return row
+
+
+def activation_row(subject: Subject, x: Tensor, picture: str, frame: Frame, options: Options) -> Row:
+    """A class activation map, and its check."""
     question = ask(subject, x, options.target)
     name = choose_layer(subject, question, x, options.stage, options.layer)
     layer = find_layer(subject, name)
@@ -284,19 +353,8 @@ def explain_picture(subject: Subject, x: Tensor, picture: str, frame: Frame, opt
     correlation = (
         correlation_with_shuffled(subject, question, layer, x, options.method, cam) if options.check else None
     )
-    padded = subject.padded(frame.shape)
-    heat = enlarge(cam, padded)[: frame.shape[0], : frame.shape[1]]
-    row = Row(picture, frame, question.target, name, cam, heat, options.point, [], correlation)
-    row.point = row.point or frame.to_picture(*peak(cam, padded, frame.shape))
-    try:
-        at = frame.to_input(*row.point)
-    except OutOfSight as error:
-        row.point, row.unseen = None, str(error)
-        return row
-    row.attention = attention_maps(
-        subject, x, at, stage=options.stage, layer=options.layer, head=options.head
-    )
-    return row
+    heat = enlarge(cam, subject.padded(frame.shape))[: frame.shape[0], : frame.shape[1]]
+    return Row(picture, frame, question.target, name, cam, heat, options.point, [], correlation)
 
 
 def peak(cam: Floats, padded: tuple[int, int], shape: tuple[int, int]) -> Point:

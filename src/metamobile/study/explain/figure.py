@@ -309,7 +309,7 @@ def show_field(axes: Axes, model: Explained) -> None:
     field: ReceptiveField | None = model.field
     if field is None:
         axes.axis("off")
-        note(axes, "no receptive field")
+        note(axes, model.no_field)
         return
     height, width = field.field.shape
     axes.imshow(

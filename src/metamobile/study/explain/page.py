@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jinja2
 
+from metamobile.study.explain import occlusion
 from metamobile.study.explain.explain import Explained, Explanation, Row
 from metamobile.study.tables import Table
 
@@ -23,6 +24,7 @@ def render(result: Explanation, image: bytes) -> str:
         "image": base64.b64encode(image).decode(),
         "alt": f"{result.method_name} of {names} on {len(result.pictures)} pictures",
         "method": result.method_name,
+        "hides": result.method == occlusion.NAME,
         "notes": [*result.notes, *result.failures],
         "tables": [
             (title, [(name.lstrip(">"), name.startswith(">")) for name in columns], rows)
@@ -44,11 +46,12 @@ def explain_tables(result: Explanation) -> Iterator[Table]:
     """What is shown; the attention of each layer; the receptive fields. Empty tables are left out."""
     cells = [map_cells(model, row) for model in result.models for row in model.rows if row]
     columns = ["model", "picture", "asked", ">answer", "layer", ">map", ">point x,y", ">shuffled"]
-    yield (
-        f"{result.method_name}; the last column is the rank correlation with maps of shuffled weights",
-        columns,
-        cells,
-    )
+    title = result.method_name
+    if result.method == occlusion.NAME:
+        columns, cells = columns[:-1], [row[:-1] for row in cells]
+    else:
+        title += "; the last column is the rank correlation with maps of shuffled weights"
+    yield title, columns, cells
     attention = [line for model in result.models for row in model.rows if row
                  for line in attention_cells(model, row)]  # fmt: skip
     if attention:

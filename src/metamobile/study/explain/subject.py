@@ -13,13 +13,19 @@ from typing import Any
 
 import timm
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
-from metamobile.data.preprocess import Preprocess
-from metamobile.deploy.runtimes import pick_device
+from metamobile.data.preprocess import Preprocess, preprocess
+from metamobile.deploy.formats import format_of
+from metamobile.deploy.raw import planes, takes_pictures
+from metamobile.deploy.runtimes import Runtime, TorchRuntime, pick_device, to_arrays
 from metamobile.errors import nearest
-from metamobile.study.explain.frame import stride_of
+from metamobile.inference.model import Model, load, model_name
+from metamobile.study.explain.frame import Frame, make_frame, stride_of
 from metamobile.study.opened import AnyModel, at_size, open_model
+from metamobile.tasks.names import distinct
 from metamobile.weights.find import SHIPPED
 from metamobile.weights.published import published_name
 
@@ -28,7 +34,10 @@ STAGES = {2 ** (stage + 1): stage for stage in range(5)}  # by stride
 
 @dataclass
 class Subject:
-    """A network in evaluation mode, its task, the classes' folder names and readable names, preprocessing."""
+    """A network in evaluation mode, its task, the classes' folder names and readable names, preprocessing.
+
+    Of an exported file there is the `runtime` alone, and `network` is None.
+    """
 
     name: str
     network: Any
@@ -36,6 +45,30 @@ class Subject:
     classes: list[str]
     labels: list[str]
     record: Preprocess
+    runtime: Runtime | None = None
+
+    def see(self, picture: Image.Image) -> NDArray[Any]:
+        """The input (1, 3, h, w) that is made of a picture: preprocessed, if the file does not do it."""
+        if self.runtime is not None and takes_pictures(self.runtime):
+            return planes(picture)[None]
+        return preprocess(picture, self.record)[None]
+
+    def frame(self, picture: Image.Image, shape: tuple[int, int]) -> Frame:
+        """Where that input, of the height and width `shape`, lies on the picture."""
+        if self.runtime is not None and takes_pictures(self.runtime):
+            return Frame(picture.size, shape, (0, 0, *picture.size))
+        return make_frame(picture, self.record, shape)
+
+    def tensor(self, pixels: NDArray[Any]) -> Tensor:
+        """An input where the network is."""
+        return torch.from_numpy(pixels).to(next(self.network.parameters()).device)
+
+    def run(self, pixels: NDArray[Any]) -> Any:
+        """Inputs (B, 3, h, w) -> answers, as `Runtime.run` gives them."""
+        if self.runtime is not None:
+            return self.runtime.run(pixels)
+        with torch.no_grad():
+            return to_arrays(self.network(self.tensor(pixels)))
 
     @property
     def body(self) -> Any:
@@ -83,20 +116,40 @@ def open_subject(
 ) -> Subject:
     """`size`, a side or (height, width), replaces that of the model's own preprocessing.
 
-    Errors: ValueError for what `load_network` refuses, and for an exported file.
+    Errors: ValueError for what `load_network` refuses, for a file that its runtime does not open, and for a
+    size that a file does not take.
     """
-    if isinstance(model, str | Path) and Path(model).suffix == ".onnx":
-        raise ValueError(
-            f"{model}: an exported file, which has no gradients; expected the PyTorch model, the run "
-            "folder or the .safetensors file that it was made from"
-        )
+    if size is not None and min(size if isinstance(size, tuple) else (size,)) < 32:
+        raise ValueError(f"size {size}: expected at least 32 pixels")
+    if is_exported(model):
+        return _open_file(model, size, device)
     one = open_model(model, index)
     if size is not None:
-        if min(size if isinstance(size, tuple) else (size,)) < 32:
-            raise ValueError(f"size {size}: expected at least 32 pixels")
         one.record = at_size(one.record, size)
     return Subject(
         one.name, one.network.to(pick_device(device)), one.task, one.classes, one.labels, one.record
+    )
+
+
+def is_exported(model: AnyModel) -> bool:
+    """Whether it is a file for a runtime, of which only answers are to be had."""
+    if isinstance(model, Model):
+        return not isinstance(model.runtime, TorchRuntime)
+    return isinstance(model, str | Path) and format_of(model) is not None
+
+
+def _open_file(model: Any, size: int | tuple[int, int] | None, device: str) -> Subject:
+    opened = model if isinstance(model, Model) else load(model, device)
+    runtime, card = opened.runtime, opened.card
+    record = card.preprocess if size is None else at_size(card.preprocess, size)
+    if record.size != card.preprocess.size and not getattr(runtime, "any_size", False):
+        height, width = card.preprocess.size
+        raise ValueError(
+            f"{model_name(model)}: takes pictures of {height}x{width} alone; expected no other size, or a "
+            "file that was exported with --size any"
+        )
+    return Subject(
+        model_name(model), None, card.task, card.classes, distinct(card.names), record, runtime=runtime
     )
 
 

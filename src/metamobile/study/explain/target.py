@@ -10,7 +10,7 @@ Shapes: B batch, K classes, A anchors, h w of the network's input.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,17 +88,9 @@ def ask_region(subject: Subject, x: Tensor, wanted: str | int | None) -> Questio
 
 
 def ask_object(subject: Subject, x: Tensor, wanted: str | int | None) -> Question:
-    index, rank = (None, 1) if wanted is None else _class_and_rank(subject, str(wanted))
     with torch.no_grad():
         found = subject.network(x)[0]
-    chosen = range(len(found["labels"]))
-    if index is not None:
-        chosen = [i for i in chosen if int(found["labels"][i]) == index]  # type: ignore[assignment]
-    if len(chosen) < rank:
-        what = "object" if index is None else subject.labels[index]
-        many = f"{len(chosen)} are" if chosen else "none is"
-        raise NothingFound(f"{what} {rank} cannot be shown, as {many} found above the lowest score")
-    place = chosen[rank - 1]
+    place = choose_object(subject, found["labels"].tolist(), wanted)
     label, score, box = int(found["labels"][place]), float(found["scores"][place]), found["boxes"][place]
     x1, y1, x2, y2 = box.tolist()
     mask = found["masks"][place].cpu().numpy() if "masks" in found else None
@@ -107,6 +99,17 @@ def ask_object(subject: Subject, x: Tensor, wanted: str | int | None) -> Questio
         return Question(target, BoxLogits(subject.network, box), lambda logits: logits[label + 1])
     anchor, column = find_anchor(subject.network, x, box, label, score)
     return Question(target, AnchorLogits(subject.network), lambda logits: logits[anchor, column])
+
+
+def choose_object(subject: Subject, labels: Sequence[int], wanted: str | int | None) -> int:
+    """The place of the object asked about, among those that were found, best first. Errors: NothingFound."""
+    index, rank = (None, 1) if wanted is None else _class_and_rank(subject, str(wanted))
+    chosen = [place for place, label in enumerate(labels) if index in (None, label)]
+    if len(chosen) < rank:
+        what = "object" if index is None else subject.labels[index]
+        many = f"{len(chosen)} are" if chosen else "none is"
+        raise NothingFound(f"{what} {rank} cannot be shown, as {many} found above the lowest score")
+    return chosen[rank - 1]
 
 
 def _class_and_rank(subject: Subject, text: str) -> tuple[int, int]:
