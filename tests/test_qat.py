@@ -1,4 +1,4 @@
-"""Training with the rounding of eight bits: the rounding itself, its gradients, and runs that go on from a model."""
+"""Training with the rounding of eight bits: the rounding itself, its gradients, runs from a model."""
 
 from __future__ import annotations
 
