@@ -2,8 +2,8 @@
 
 The rounding is that of exported int8 files: weights to 8 bits signed, a scale for each output channel;
 activations to 8 bits, a scale and a zero for each tensor, of the batch's own range. Gradients pass it as if
-it were not there. Nothing is learned or kept beside the weights, so that a run goes on exactly, and its weights
-are a float model's: `metamobile export --precision int8` calibrates the scales.
+it were not there. Nothing is learned or kept beside the weights, so that a run goes on exactly, and its
+weights are a float model's: `metamobile export --precision int8` calibrates the scales.
 
 A scale for each output channel is the same before and after batch norm behind a convolution is folded; norms
 that are folded into the layer behind them change a weight's input channels, and the rounding with them.
@@ -71,7 +71,7 @@ def add_rounding(model: nn.Module) -> int:
 
 def qat_recipe(model: str) -> Recipe:
     """The recipe that `model` (a run, weights, a shipped name) was trained by, for a few epochs with
-    rounding; of weights without one, that of their task. Errors: ValueError for what is no model with weights."""
+    rounding; of weights without one, that of their task. Errors: ValueError for what has no weights."""
     _, card = load_weights(find_model(model))
     recipe = Recipe.from_dict(card.recipe) if card.recipe else load_recipe(get_task(card.task).recipe)
     changes: dict[str, Any] = {
