@@ -58,7 +58,7 @@ evidence: $(INSTALLED)  ## the slow proofs, then the commands that remake result
 	@echo "Each figure in results/ is remade by its recipe's command and kept by benchmarks/collect_run.py:"
 	@grep -hE '^# *[Cc]ommand:' recipes/*.yaml || true
 	@echo "The others:"
-	@grep -hE '^    python benchmarks/(distillation|layer_scale|two_hundred_steps)' benchmarks/*.py
+	@grep -hE '^    python benchmarks/(deploy|distillation|layer_scale|two_hundred_steps)' benchmarks/*.py
 	@echo "    metamobile study complexity --out results/complexity"
 	@echo "    metamobile study criteria --out results/criteria"
 	@echo "    metamobile study heads --out results/heads"
