@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from format_tests import FormatTests
 
 from metamobile.data.pictures import read_picture
 from metamobile.data.preprocess import Preprocess, preprocess
+from metamobile.deploy import executorch_int8
 from metamobile.deploy.formats import Options, executorch
 from metamobile.deploy.gate import GateResult
 from metamobile.weights.card import Card
@@ -93,3 +96,76 @@ def test_int8(tmp_path: Path) -> None:
 def test_int8_needs_pictures(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="calibration pictures"):
         executorch.write(little(), CARD, tmp_path / "a.pte", Options("int8"))
+
+
+class Uneven(nn.Module):
+    """Between its first two layers, one channel is a thousand times the others and of no use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.rest = nn.Sequential(
+            nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)
+        )
+        self.last = nn.Linear(64, 4)
+        with torch.no_grad():
+            self.first.weight[0] *= 1000
+            self.second.weight[:, 0] = 0
+            self.rest[2].weight.copy_(torch.randn(64, 64) / 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.second(self.first(x.flatten(2)[..., :4]))
+        return self.last(self.rest(y).relu().mean(1))
+
+
+def test_the_layers_that_lose_most_stay_in_single_precision(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = Uneven().eval()
+    pictures = write_pictures(tmp_path / "pictures", 6)
+    pixels = [torch.from_numpy(preprocess(read_picture(path), CARD.preprocess)[None]) for path in pictures]
+    prepared = executorch_int8.prepare(torch.export.export(network, (pixels[0],)))
+    with torch.no_grad():
+        for one in pixels:
+            prepared(one)
+    losses, sizes = executorch_int8.measure(prepared, pixels), executorch_int8.sizes_of(prepared)
+    first, second, *rest = losses
+    assert list(sizes.values()) == [16, 16, 256, 4096, 4096, 256]
+    assert min(losses[first], losses[second]) > 20 * max(losses[name] for name in rest)
+    assert executorch_int8.layers_to_keep(losses, sizes) == {first, second}
+
+    executorch.write(network, CARD, tmp_path / "a.pte", Options("int8", calibration=pictures))
+    found = executorch.open_file(tmp_path / "a.pte").run(torch.cat(pixels).numpy())
+    with torch.no_grad():
+        expected = network(torch.cat(pixels)).numpy()
+    assert 1e-4 < np.abs(found - expected).max() / np.abs(expected).max() < 0.1
+
+
+def test_no_more_stay_than_the_size_allows() -> None:
+    losses = {"a": 9.0, "b": 5.0, "c": 1.0, "d": 0.1}
+    assert executorch_int8.layers_to_keep(losses, {"a": 6, "b": 3, "c": 1, "d": 990}) == {"b", "c"}
+    assert executorch_int8.layers_to_keep(losses, {"a": 6, "b": 6, "c": 6, "d": 6}) == set()
+
+
+THREADS = """
+import os, sys, logging
+logging.basicConfig(format="%(message)s")
+from metamobile.deploy.runtimes import open_runtime
+from executorch.extension.pybindings import portable_lib
+for count in ("1", "1", "2"):
+    os.environ["METAMOBILE_THREADS"] = count
+    runtime = open_runtime(sys.argv[1])
+    runtime.run(__import__("numpy").zeros((1, 3, 8, 8), "float32"))
+    print(portable_lib._threadpool_get_thread_count())
+"""
+
+
+def test_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    executorch.write(little(), CARD, tmp_path / "a.pte")
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS, str(tmp_path / "a.pte")], capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.split() == ["1", "1", "1"], done.stderr
+    assert done.stderr.count("METAMOBILE_THREADS=2 comes too late: ExecuTorch has 1 threads since its") == 1
+    monkeypatch.setenv("METAMOBILE_THREADS", "two")
+    with pytest.raises(ValueError, match="METAMOBILE_THREADS is 'two'; expected a number"):
+        executorch.open_file(tmp_path / "a.pte")

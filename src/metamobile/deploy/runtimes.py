@@ -5,6 +5,7 @@ B batch, H W height and width, K classes.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,6 +27,16 @@ THREADS = "METAMOBILE_THREADS"  # environment: how many threads a runtime may us
 
 Pixels = NDArray[np.float32]
 Logits = NDArray[np.float32]
+
+
+def threads_wanted() -> int | None:
+    """What METAMOBILE_THREADS says; None: nothing. Errors: ValueError for other than a number from 1."""
+    given = os.environ.get(THREADS)
+    if not given:
+        return None
+    if not given.isdecimal() or int(given) < 1:
+        raise ValueError(f"{THREADS} is {given!r}; expected a number of threads from 1, or nothing")
+    return int(given)
 
 
 class Runtime(Protocol):

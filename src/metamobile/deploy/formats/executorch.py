@@ -10,14 +10,13 @@ import logging
 import struct
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from metamobile.deploy.formats import PLAIN, Options, need_writer
-from metamobile.deploy.runtimes import UNVERIFIED, Pixels, answers, to_arrays
+from metamobile.deploy.runtimes import THREADS, UNVERIFIED, Pixels, answers, threads_wanted, to_arrays
 from metamobile.weights.card import KEY, Card
 
 if TYPE_CHECKING:
@@ -33,8 +32,8 @@ UNVERIFIED_FILE = f"{UNVERIFIED}.txt"  # in a zip that is appended to the progra
 def write(network: nn.Module, card: Card, path: str | Path, options: Options = PLAIN) -> None:
     """Write `network`, as it computes in evaluation mode, for one picture of the card's size.
 
-    "int8" quantises as `quantise` says. Warns where a heavy operator is left to the portable kernels. Errors:
-    ValueError where a package of the extra `executorch` is missing, or calibration pictures are.
+    "int8" quantises as `executorch_int8` says. Warns where a heavy operator is left to the portable kernels.
+    Errors: ValueError where a package of the extra `executorch` is missing, or calibration pictures are.
     """
     need_writer("executorch")
     import torch
@@ -45,6 +44,8 @@ def write(network: nn.Module, card: Card, path: str | Path, options: Options = P
     example = torch.zeros(1, 3, *card.preprocess.size)
     program = torch.export.export(module.eval(), (example,), strict=False)
     if options.precision == "int8":
+        from metamobile.deploy.executorch_int8 import quantise
+
         program = quantise(program, card, options.calibration)
     lowered = lower(program, card)
     left = left_over(lowered)
@@ -53,7 +54,7 @@ def write(network: nn.Module, card: Card, path: str | Path, options: Options = P
         logging.getLogger(__name__).warning(
             "%s: XNNPACK did not take %s; they run many times slower", path, told
         )
-    Path(path).write_bytes(lowered.to_executorch().buffer)
+    Path(path).write_bytes(to_bytes(lowered))
 
 
 def lower(program: ExportedProgram, card: Card) -> Any:
@@ -69,6 +70,14 @@ def lower(program: ExportedProgram, card: Card) -> Any:
     )
 
 
+def to_bytes(lowered: Any) -> bytes:
+    """The file's content; constants lie at multiples of 16 bytes, as XNNPACK asks for, and not of 128."""
+    from executorch.exir import ExecutorchBackendConfig
+
+    content: bytes = lowered.to_executorch(ExecutorchBackendConfig(segment_alignment=16)).buffer
+    return content
+
+
 def simplify(module: torch.fx.GraphModule) -> Any:
     """A pass over the lowered graph: what XNNPACK does not know, though it only renames a shape, becomes
     nothing or a view. Else each would cut the graph in two."""
@@ -76,7 +85,8 @@ def simplify(module: torch.fx.GraphModule) -> Any:
     from executorch.exir.pass_base import PassResult
 
     aten = ops.edge.aten
-    renaming = (aten.expand_copy.default, aten.as_strided_copy.default, aten.view_copy.default)
+    clone = ops.edge.dim_order_ops._clone_dim_order.default
+    renaming = (aten.expand_copy.default, aten.as_strided_copy.default, aten.view_copy.default, clone)
     for node in list(module.graph.nodes):
         if node.target in (aten.squeeze_copy.dims, aten.squeeze_copy.dim):
             node.target, node.args = aten.view_copy.default, (node.args[0], list(_shape(node)))
@@ -84,9 +94,23 @@ def simplify(module: torch.fx.GraphModule) -> Any:
             node.args = (node.args[0].args[0], node.args[1])
         if node.target in renaming and _keeps(node):
             node.replace_all_uses_with(node.args[0])
+        if node.target == aten.split_with_sizes_copy.default:
+            _cut(node)
     module.graph.eliminate_dead_code()
     module.recompile()
     return PassResult(module, True)
+
+
+def _cut(split: Any) -> None:
+    """In place of a split, a slice for each part that is taken of it."""
+    from executorch.exir.dialects._ops import ops
+
+    given, sizes, *rest = split.args
+    axis = rest[0] if rest else 0
+    for item in list(split.users):
+        start = sum(sizes[: item.args[1]])
+        item.target = ops.edge.aten.slice_copy.Tensor
+        item.args = (given, axis, start, start + sizes[item.args[1]])
 
 
 def _shape(node: torch.fx.Node) -> tuple[int, ...]:
@@ -96,6 +120,9 @@ def _shape(node: torch.fx.Node) -> tuple[int, ...]:
 def _keeps(node: Any) -> bool:
     """Whether what it answers is what it takes: the same shape, and the same strides but on sides of one."""
     if _shape(node) != _shape(node.args[0]):
+        return False
+    value, given = node.meta["val"], node.args[0].meta["val"]
+    if value.dtype != given.dtype or value.dim_order() != given.dim_order():
         return False
     if "as_strided" not in str(node.target):
         return True
@@ -113,44 +140,9 @@ def left_over(lowered: Any) -> Counter[str]:
     return Counter(name for name in names if name in HEAVY)
 
 
-def quantise(
-    program: ExportedProgram,
-    card: Card,
-    calibration: Sequence[Path],
-    keep: Callable[[torch.fx.Node], bool] | None = None,
-) -> ExportedProgram:
-    """Weights and activations in 8 bits: weights a scale each output channel, activations a scale each
-    tensor, from what the `calibration` pictures make them. Products of attention, softmax and layer norm
-    stay in single precision, as do nodes that `keep` holds true for. Errors: ValueError without pictures.
-    """
-    import torch
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-        XNNPACKQuantizer,
-        get_symmetric_quantization_config,
-    )
-    from torchao.quantization.pt2e import move_exported_model_to_eval
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-
-    from metamobile.data.pictures import read_picture
-    from metamobile.data.preprocess import preprocess
-
-    if not calibration:
-        raise ValueError("int8 for executorch needs calibration pictures, of what the model was trained for")
-    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
-    if keep is not None:
-        quantizer.set_filter_function(lambda node: not keep(node))
-    prepared = prepare_pt2e(program.module(), quantizer)
-    with torch.no_grad():
-        for picture in calibration:
-            prepared(torch.from_numpy(preprocess(read_picture(picture), card.preprocess)[None]))
-    quantised = convert_pt2e(prepared)
-    move_exported_model_to_eval(quantised)
-    example = torch.zeros(1, 3, *card.preprocess.size)
-    return torch.export.export(quantised, (example,), strict=False)
-
-
 class ExecuTorch:
-    """A .pte file in ExecuTorch's own runtime for Python, which brings torch; on the processor."""
+    """A .pte file in ExecuTorch's own runtime for Python, which brings torch; on the processor.
+    METAMOBILE_THREADS sets the threads of all such files in this process."""
 
     name = "ExecuTorch"
 
@@ -219,11 +211,33 @@ def _open_program(path: Path) -> Any:
         from executorch.runtime import Runtime
     except ModuleNotFoundError as error:
         raise ValueError(f'{path} needs ExecuTorch: pip install "metamobile[executorch]"') from error
+    _Threads.set()
     try:
         return Runtime.get().load_program(path)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path}: ExecuTorch cannot read it, it may be truncated ({reason})") from error
+
+
+class _Threads:
+    """Those of the process. They can only be set before its first file: one that is loaded would wait for
+    the old ones for ever."""
+
+    fixed = False
+
+    @classmethod
+    def set(cls) -> None:
+        from executorch.extension.pybindings import portable_lib
+
+        count = portable_lib._threadpool_get_thread_count()
+        wanted = threads_wanted() or count
+        if wanted != count and cls.fixed:
+            logging.getLogger(__name__).warning(
+                "%s=%s comes too late: ExecuTorch has %d threads since its first file", THREADS, wanted, count
+            )
+        elif wanted != count:
+            portable_lib._unsafe_reset_threadpool(wanted)
+        cls.fixed = True
 
 
 def _check_length(path: Path) -> None:

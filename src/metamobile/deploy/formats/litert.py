@@ -6,7 +6,6 @@ A .tflite file may end in a zip of associated files, as TFLite's metadata does: 
 from __future__ import annotations
 
 import logging
-import os
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metamobile.deploy.formats import PLAIN, Options, need_writer
-from metamobile.deploy.runtimes import DETECTIONS, INPUT, OUTPUT, UNVERIFIED, Pixels, answers
+from metamobile.deploy.runtimes import DETECTIONS, INPUT, OUTPUT, UNVERIFIED, Pixels, answers, threads_wanted
 from metamobile.weights.card import KEY, Card
 
 if TYPE_CHECKING:
@@ -171,11 +170,9 @@ def _open_runner(path: Path) -> Any:
         from ai_edge_litert.interpreter import Interpreter
     except ModuleNotFoundError as error:
         raise ValueError(f'{path} needs LiteRT: pip install "metamobile[litert]"') from error
-    threads = os.environ.get("METAMOBILE_THREADS", "")
-    if threads and not (threads.isdecimal() and int(threads)):
-        raise ValueError(f"METAMOBILE_THREADS is {threads!r}; expected a number of threads, 1 or more")
+    threads = threads_wanted()
     try:
-        interpreter = Interpreter(str(path), num_threads=int(threads) if threads else None)
+        interpreter = Interpreter(str(path), num_threads=threads)
         interpreter.allocate_tensors()
         return interpreter.get_signature_runner()
     except (RuntimeError, ValueError) as error:

@@ -4,7 +4,6 @@ be free, the card in its metadata."""
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,15 @@ from numpy.typing import NDArray
 
 from metamobile.deploy import raw
 from metamobile.deploy.formats import PLAIN, Options, need_writer
-from metamobile.deploy.runtimes import DETECTIONS, INPUT, OUTPUT, THREADS, UNVERIFIED, Pixels, by_picture
+from metamobile.deploy.runtimes import (
+    DETECTIONS,
+    INPUT,
+    OUTPUT,
+    UNVERIFIED,
+    Pixels,
+    by_picture,
+    threads_wanted,
+)
 from metamobile.weights.card import KEY, Card
 
 if TYPE_CHECKING:
@@ -166,8 +173,8 @@ def _open_session(path: Path, device: str) -> onnxruntime.InferenceSession:
             f"this ONNX Runtime cannot use device {device!r}; it has auto, {', '.join(available)}"
         )
     options = onnxruntime.SessionOptions()
-    if threads := os.environ.get(THREADS):
-        options.intra_op_num_threads, options.inter_op_num_threads = int(threads), 1
+    if threads := threads_wanted():
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     try:
         return onnxruntime.InferenceSession(path, options, providers=providers[wanted])
     except (

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,7 +20,15 @@ from numpy.typing import NDArray
 
 from metamobile.deploy import raw
 from metamobile.deploy.formats import PLAIN, Options, need_writer
-from metamobile.deploy.runtimes import DETECTIONS, INPUT, OUTPUT, THREADS, UNVERIFIED, Pixels, by_picture
+from metamobile.deploy.runtimes import (
+    DETECTIONS,
+    INPUT,
+    OUTPUT,
+    UNVERIFIED,
+    Pixels,
+    by_picture,
+    threads_wanted,
+)
 from metamobile.files import write_text
 from metamobile.weights.card import KEY, Card
 
@@ -181,12 +188,8 @@ def _open_core(path: Path, device: str) -> tuple[openvino.Core, str]:
 
 
 def _threads() -> dict[str, int]:
-    given = os.environ.get(THREADS)
-    if not given:
-        return {}
-    if not given.isdecimal() or int(given) < 1:
-        raise ValueError(f"{THREADS} is {given!r}; expected a number of threads from 1, or nothing")
-    return {"INFERENCE_NUM_THREADS": int(given)}
+    threads = threads_wanted()
+    return {"INFERENCE_NUM_THREADS": threads} if threads else {}
 
 
 def _reason(error: Exception) -> str:
