@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from metamobile.deploy.form import deploy
 from metamobile.deploy.formats import Options
 from metamobile.deploy.formats import onnx as onnx_format
 from metamobile.deploy.preprocessing import scaled_card
+from metamobile.study.explain.cam import rank_correlation, shuffle_weights
 from metamobile.study.explain.explain import explain
 from metamobile.study.explain.occlusion import ask_answers, grey, occlusion_map, overlaps, spacing
 from metamobile.study.explain.subject import Subject, open_subject
@@ -88,6 +92,24 @@ def test_positions_are_12_to_24_along_the_longer_side(size: int, step: int) -> N
     assert spacing((size // 2, size)) == step and 12 <= size / step < 24
 
 
+def test_the_map_of_shuffled_weights_is_another(shared: Path) -> None:
+    """Trained weights and real pictures: under 0.5 in the mean over pictures and seeds."""
+    folder = shared / "data" / "imagenette2-160" / "val"
+    network, card = load_network("emo_1m.imagenette")
+    subject = Subject("a", network.eval(), "classify", card.classes, card.names, card.preprocess)
+    found = []
+    for name in ("n02102040", "n03445777"):
+        pixels = subject.see(Image.open(sorted((folder / name).iterdir())[7]).convert("RGB"))
+        asked = ask_answers(subject, pixels)
+        values = occlusion_map(subject, asked, pixels)
+        for seed in (0, 1):
+            other = copy.deepcopy(network)
+            shuffle_weights(other, seed)
+            changed = occlusion_map(replace(subject, network=other), asked, pixels)
+            found.append(rank_correlation(values, changed))
+    assert np.mean(found) < 0.5
+
+
 def test_grey_is_the_same_colour_in_every_form() -> None:
     record = Preprocess()
     levels = scaled_card(make_card(make_network())).preprocess
@@ -108,6 +130,14 @@ def test_overlaps_by_hand() -> None:
 
 def correlation(one: Any, other: Any) -> float:
     return float(np.corrcoef(one.cam.ravel(), other.cam.ravel())[0, 1])
+
+
+def test_a_file_is_explained_without_torch(run: Path, picture: Path, tmp_path: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None; import metamobile_cli; metamobile_cli.run(sys.argv[1:])"
+    words = ["explain", str(run / "model.onnx"), str(picture), "--out", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert done.returncode == 0 and "16x16" in done.stdout, done.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["explain.html", "explain.png"]
 
 
 def test_the_maps_of_a_run_and_of_its_file_are_the_same(run: Path, picture: Path, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import nn
 
-import metamobile.deploy.export as export_module
 from metamobile.deploy.export import export
 from metamobile.deploy.formats import Options
 from metamobile.deploy.formats.onnx import OnnxRuntime
@@ -222,8 +221,7 @@ def test_another_size(run: Path, pictures: list[Path], tmp_path: Path) -> None:
     assert gate.path == tmp_path / "insects.onnx"
     record = OnnxRuntime(gate.path).card.preprocess
     assert (record.size, record.resize) == ((48, 80), None)
-    card = replace(make_card(make_network()), preprocess=replace(record, size=(64, 64), resize=72))
-    assert export_module.at_size(card, 128).preprocess.resize == 144
+    assert replace(record, size=(64, 64), resize=72).at_size(128).resize == 144
 
 
 def test_words_of_errors(run: Path, monkeypatch, tmp_path: Path) -> None:

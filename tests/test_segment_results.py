@@ -304,6 +304,7 @@ def test_windows_of_a_large_picture() -> None:
 
     class Runtime:
         name, card = "fake", Card("fake", {}, classes=NAMES, preprocess=Preprocess(size=(13, 21)))
+        any_size = True
 
         def run(self, batch: np.ndarray) -> np.ndarray:
             assert batch.shape[2:] == (8, 8)
@@ -317,6 +318,9 @@ def test_windows_of_a_large_picture() -> None:
         configure(runtime, slide=0)
     with pytest.raises(ValueError, match="slide 21: .*less than 21, as this model's .* resized to 13x21"):
         configure(runtime, slide=21)
+    runtime.any_size = False
+    with pytest.raises(ValueError, match="slide 8: a fake file of one size .* 13x21; expected a run folder"):
+        configure(runtime, slide=8)
     assert OPTIONS == ("slide",)
     (result,) = decode(pixels[:1], NAMES, ["x"], [(21, 13)], [(13, 21)], slide=8)
     np.testing.assert_array_equal(result.mask, pixels[0].argmax(0))

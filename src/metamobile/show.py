@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from metamobile.deploy.gate import GateResult
     from metamobile.study.operators import OperatorRow
 
+Table = tuple[str, list[str], list[list[str]]]  # title, columns, rows
+
 
 def print_gate(gate: GateResult) -> None:
     """What was compared, the differences for each batch size, and the verdict."""

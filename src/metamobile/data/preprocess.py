@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,12 @@ class Preprocess:
     def shorter_side(self) -> int:
         """Shorter side of the picture, in pixels, before the crop."""
         return self.resize or round(max(self.size) / CROP_SHARE)
+
+    def at_size(self, size: int | Sequence[int]) -> Preprocess:
+        """For another side, or (height, width), in pixels; a crop takes the same share of the picture."""
+        height, width = (size, size) if isinstance(size, int) else size
+        resize = self.resize and round(self.resize * max(height, width) / max(self.size))
+        return replace(self, size=(height, width), resize=resize)
 
     def to_dict(self) -> dict[str, Any]:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from metamobile.deploy.bench import BUSY, Bench, BenchRow, Ratio, Times
 
 if TYPE_CHECKING:
-    from metamobile.study.tables import Table
+    from metamobile.show import Table
 
 WALL, CPU = "#9ecae1", "#d55e00"
 LONGEST = 34  # characters of a name in the figure

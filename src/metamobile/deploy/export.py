@@ -93,7 +93,9 @@ def export(
             raise ValueError(f"size {size!r}: expected pixels, a pair of height and width, or 'any'")
         any_size.refuse(model, network, names, precisions, with_preprocessing)
     else:
-        card = of_one_shape(card if size is None else at_size(card, size), model)
+        if size is not None:
+            card = replace(card, preprocess=card.preprocess.at_size(size))
+        card = of_one_shape(card, model)
     pictures, source = pick_pictures(card, verify)
     calibration = pick_calibration(card, calibrate) if "int8" in precisions else ()
     shop = Workshop(
@@ -252,16 +254,6 @@ def _target(model: str | Path, out: str | Path | None, name: str, options: Optio
     if path.is_dir():
         return Path(out) / f"{path.resolve().name}{suffix}" if out else path / f"model{suffix}"
     return Path(out or path.parent) / f"{path.stem}{suffix}"
-
-
-def at_size(card: Card, size: int | Sequence[int]) -> Card:
-    """The card for another picture size; the resize before the crop grows in proportion."""
-    height, width = (size, size) if isinstance(size, int) else size
-    old = card.preprocess
-    resize = old.resize
-    if resize is not None:
-        resize = round(resize * max(height, width) / max(old.size))
-    return replace(card, preprocess=replace(old, size=(height, width), resize=resize))
 
 
 def of_one_shape(card: Card, model: str | Path = "") -> Card:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -215,13 +216,11 @@ def pick_pictures(card: Card, verify: str | Path | None = None) -> tuple[list[Pa
     """`PICTURES` pictures and a sentence on where they come from.
 
     From `verify`; else from the data the model was trained on, if it is still there; else drawn shapes.
-    Of data with boxes or masks, as the model's, pictures alone, of the validation split if there is one.
+    Of data of the model's task and classes the validation split, if there is one, without masks.
     Spread evenly over the sorted files, and so over the classes; unreadable ones are passed over; shapes fill
     a rest.
     """
     where = verify or card.recipe.get("data", {}).get("path")
-    if where == "shapes" and card.task == "classify":
-        return spread(find_pictures([shapes_folder()])), "shapes"
     if not where or (verify is None and where != "shapes" and not Path(where).exists()):
         gone = f": the model's own, at {where}, are not here" if where else ""
         logging.getLogger(__name__).warning("the gate has no real pictures%s; it takes drawn shapes", gone)
@@ -234,11 +233,11 @@ def pick_pictures(card: Card, verify: str | Path | None = None) -> tuple[list[Pa
 
 
 def _pictures_at(where: str | Path, card: Card) -> list[Path]:
-    """Pictures of a data set of the card's task, without its masks; else all that are found there."""
-    if card.task == "classify" or (where != "shapes" and find_task(where) != card.task):
-        return find_pictures([where])
-    samples, _ = get_data(card.task).eval_samples(where, card)
-    return [sample.path for sample in samples]
+    """Those to validate on of a data set of the card's task and classes; else all that are found there."""
+    with suppress(ValueError):  # not the model's classes, or none
+        if where == "shapes" or find_task(where) == card.task:
+            return [sample.path for sample in get_data(card.task).eval_samples(where, card)[0]]
+    return find_pictures([shapes_folder() if where == "shapes" else where])
 
 
 def spread(paths: Sequence[Path], most: int | None = None) -> list[Path]:

@@ -12,7 +12,7 @@ H W the picture's height and width, h w the network's, K classes, M boxes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from metamobile.data.preprocess import Preprocess
-from metamobile.deploy.raw import PICTURE, PROBABILITIES
-from metamobile.deploy.runtimes import INPUT, OUTPUT
+from metamobile.deploy.raw import PICTURE
+from metamobile.deploy.runtimes import INPUT
+from metamobile.tasks import get_files
 from metamobile.weights.card import Card
 
 if TYPE_CHECKING:
@@ -62,6 +63,32 @@ class Nodes:
         return name
 
 
+@dataclass
+class Graph:
+    """A model whose pictures are preprocessed, as a task's `files.finish` goes on with it.
+
+    `nodes` come behind the model's. `shape` is the name of the picture's (H, W, 3), `height` and `width` of
+    its sides; `size` is (h, w) of the network's input, `classes` their number.
+    """
+
+    model: ModelProto
+    nodes: Nodes
+    shape: str
+    height: str
+    width: str
+    size: tuple[int, int]
+    classes: int
+
+    def rename(self, *names: str) -> list[str]:
+        """Make room for outputs, or an input, of these names; what the model's are called now."""
+        now = {name: f"{PREFIX}{name}_before" for name in names}
+        for node in self.model.graph.node:
+            for place in (node.input, node.output):
+                for i, name in enumerate(place):
+                    place[i] = now.get(name, name)
+        return list(now.values())
+
+
 def add_preprocessing(model: ModelProto, card: Card) -> ModelProto:
     """`model`, whose input is "pixels" (batch, 3, h, w), for one picture at a time: it is changed in place.
 
@@ -75,38 +102,23 @@ def add_preprocessing(model: ModelProto, card: Card) -> ModelProto:
     from onnx import TensorProto, checker, helper
 
     check_record(card)
-    nodes, graph, record = Nodes(), model.graph, card.preprocess
+    nodes, record = Nodes(), card.preprocess
     shape = nodes.Shape(PICTURE)
     height, width = (nodes.Gather(shape, axis) for axis in (0, 1))
     _preprocess(nodes, height, width, record)
     before = len(nodes.nodes)
-    one: list[Any] = [1]
-    kept = (
-        OUTPUT,
-        TensorProto.FLOAT,
-        [1, len(card.classes), *(record.size if card.task == "segment" else ())],
-    )
-    if card.task == "detect":
-        _rename_outputs(model, "boxes", "picture")
-        _own_pixels(nodes, height, width, record.size)
-        one = ["detections"]
-        outputs = [("boxes", TensorProto.FLOAT, [*one, 4]), ("scores", TensorProto.FLOAT, one)]
-        outputs.append(("labels", TensorProto.INT64, one))
-    elif card.task == "segment":
-        _rename_outputs(model, "classes")
-        _class_map(nodes, shape, len(card.classes))
-        outputs = [("classes", TensorProto.INT64, ["height", "width"]), kept]
-    else:
-        nodes.Softmax(OUTPUT, output=PROBABILITIES, axis=1)
-        outputs = [(PROBABILITIES, TensorProto.FLOAT, kept[2]), kept]
-    outputs.append((INPUT, TensorProto.FLOAT, [1, 3, *record.size]))
+    answering = Graph(model, nodes, shape, height, width, record.size, len(card.classes))
+    outputs = [*get_files(card.task).finish(answering), (INPUT, np.float32, [1, 3, *record.size])]
 
+    graph = model.graph
     every = [*nodes.nodes[:before], *graph.node, *nodes.nodes[before:]]
     del graph.node[:], graph.input[:], graph.output[:], graph.value_info[:]  # shapes there have a batch
     graph.node.extend(every)
     graph.initializer.extend(nodes.constants)
     graph.input.append(helper.make_tensor_value_info(PICTURE, TensorProto.UINT8, ["height", "width", 3]))
-    graph.output.extend(helper.make_tensor_value_info(*output) for output in outputs)
+    for name, kind, sides in outputs:
+        number = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+        graph.output.append(helper.make_tensor_value_info(name, number, sides))
     checker.check_model(model)
     return model
 
@@ -119,7 +131,7 @@ def check_record(card: Card) -> None:
             f"interpolation {record.interpolation!r} cannot be put into a graph, as Pillow rounds a running "
             f"sum in it; expected {', '.join(FILTERS)}"
         )
-    fits = ("stretch",) if card.task in ("detect", "segment") else ("crop", "stretch")
+    fits = get_files(card.task).FITS
     if record.fit not in fits:
         raise ValueError(
             f"fit {record.fit!r} cannot be put into the graph of a model with the task {card.task}; expected "
@@ -203,38 +215,6 @@ def _rounded(nodes: Nodes, x: str) -> str:
 def _levels(nodes: Nodes, x: str) -> str:
     """Pillow's picture between its two passes, and after them, has 8 bits."""
     return nodes.Clip(_rounded(nodes, x), 0.0, 255.0)
-
-
-def _rename_outputs(model: ModelProto, *names: str) -> None:
-    """Make room for outputs, or an input, of these names."""
-    for node in model.graph.node:
-        for place in (node.input, node.output):
-            for i, name in enumerate(place):
-                if name in names:
-                    place[i] = f"{PREFIX}{name}_before"
-
-
-def _own_pixels(nodes: Nodes, height: str, width: str, size: tuple[int, int]) -> None:
-    """Boxes of the network's input -> "boxes" of the picture, within it, as `tasks.detect.results.decode`."""
-    flat = [nodes.Unsqueeze(side, [0]) for side in (width, height)]
-    sides = nodes.Cast(nodes.Concat(*flat, *flat, axis=0), to=11)
-    scale = nodes.Div(sides, np.asarray([*size[::-1], *size[::-1]], np.float64))
-    boxes = nodes.Mul(nodes.Cast(f"{PREFIX}boxes_before", to=11), scale)
-    nodes.Cast(nodes.Max(nodes.Min(boxes, sides), 0.0), to=1, output="boxes")
-
-
-def _class_map(nodes: Nodes, shape: str, classes: int) -> None:
-    """Logits (1, K, h, w) -> "classes" (H, W), resized first, as `tasks.segment.results.decode`. One class
-    after the other, as K maps of a large picture do not fit in memory."""
-    sides = nodes.Concat([1, 1], nodes.Slice(shape, [0], [2]), axis=0)
-    best, answer = "", nodes.Expand([[[[0]]]], sides)
-    for index in range(classes):
-        logits = nodes.Gather(OUTPUT, [index], axis=1)
-        large = nodes.Resize(logits, "", "", sides, mode="linear")
-        if best:
-            answer = nodes.Where(nodes.Greater(large, best), index, answer)
-        best = nodes.Max(best, large) if best else large
-    nodes.Squeeze(answer, [0, 1], output="classes")
 
 
 class Scaled(nn.Module):

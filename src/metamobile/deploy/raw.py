@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from metamobile.data.preprocess import preprocess
-from metamobile.deploy.runtimes import DETECTIONS, INPUT, OUTPUT
+from metamobile.deploy.runtimes import INPUT
+from metamobile.tasks import get_files
 from metamobile.weights.card import Card
 
 PICTURE = "picture"  # input of such a file: uint8 (H, W, 3), RGB
@@ -62,12 +63,9 @@ def run_pictures(runtime: PictureRuntime, batch: NDArray[Any]) -> Any:
             f"{runtime.path} cannot run on {batch.shape} {batch.dtype}: it preprocesses by itself; expected "
             "pictures as they were decoded, uint8 (B, 3, H, W)"
         )
-    detects = runtime.card.task == "detect"
-    names = DETECTIONS[:3] if detects else (OUTPUT,)
-    found = [runtime.ask(np.ascontiguousarray(one.transpose(1, 2, 0)), names) for one in batch]
-    if detects:
-        return [dict(zip(names, one, strict=True)) for one in found]
-    return np.concatenate([one[0] for one in found])
+    files = get_files(runtime.card.task)
+    pictures = [np.ascontiguousarray(one.transpose(1, 2, 0)) for one in batch]
+    return files.join([runtime.ask(picture, files.OUTPUTS) for picture in pictures])
 
 
 def seen(runtime: PictureRuntime, picture: Image.Image) -> NDArray[np.float32]:

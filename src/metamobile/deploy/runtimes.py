@@ -55,6 +55,7 @@ class TorchRuntime:
     """A network in PyTorch; `device` is auto, cpu, cuda, cuda:1, mps. Puts the network in evaluation mode."""
 
     name = "PyTorch"
+    any_size = True  # files: those of `export --size any`
 
     def __init__(self, network: nn.Module, card: Card, device: str = "cpu") -> None:
         self.device = pick_device(device)
@@ -88,19 +89,6 @@ def by_picture(found: list[NDArray[Any]], count: int) -> list[dict[str, NDArray[
     boxes, scores, labels, picture = found
     rows = [np.flatnonzero(picture == place) for place in range(count)]
     return [{"boxes": boxes[row], "scores": scores[row], "labels": labels[row]} for row in rows]
-
-
-def answers(found: list[NDArray[Any]], task: str) -> Any:
-    """Outputs of a file without suppression of its own, as `Runtime.run` gives them: logits, or of
-    `decoding.Detections` the boxes, scores and labels of each picture, without the empty places."""
-    if task != "detect":
-        return found[0]
-    boxes, scores, labels = found
-    real = scores >= 0
-    return [
-        {"boxes": b[r], "scores": s[r], "labels": la[r].astype(np.int64)}
-        for b, s, la, r in zip(boxes, scores, labels, real, strict=True)
-    ]
 
 
 def open_runtime(model: str | Path, device: str = "cpu") -> Runtime:

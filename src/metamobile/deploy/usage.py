@@ -13,8 +13,9 @@ import jinja2
 
 from metamobile.deploy.formats import FORMATS, PRECISIONS, format_of
 from metamobile.deploy.preprocessing import is_scaled
-from metamobile.deploy.runtimes import DETECTIONS, INPUT, open_runtime
+from metamobile.deploy.runtimes import INPUT, open_runtime
 from metamobile.files import write_text
+from metamobile.tasks import get_files
 from metamobile.weights.card import Card, read_card
 
 NAME = "USE.md"
@@ -27,7 +28,6 @@ PRECISION_NAMES = {
     "fp16": "half (fp16)",
     "int8": "eight bits (int8)",
 }
-OUTPUTS = {"classify": ["logits"], "segment": ["logits", "classes"], "detect": list(DETECTIONS[:3])}
 
 
 def write_usage(folder: str | Path, files: Sequence[str | Path]) -> Path:
@@ -75,14 +75,14 @@ def _values(path: Path, kind: str | None, card: Card) -> dict[str, Any]:
     many = len(card.names) > MANY
     names = ", ".join(_quoted(name) for name in card.names)
     in_code = "/* the names below */" if many else names
-    what = {"classify": "classifies pictures", "segment": "names each pixel", "detect": "finds objects"}
+    files = get_files(card.task)
     runtime = f"for {FORMATS[kind].runtime}" if kind else "the weights, for metamobile itself"
     return {
         "path": path,
         "file": _quoted(path.name),
         "xml": _quoted(f"{path.name}/model.xml"),
         "format": kind,
-        "about": f"{card.variant}, which {what[card.task]}, {len(card.names)} classes: {runtime}.",
+        "about": f"{card.variant}, which {files.PURPOSE}, {len(card.names)} classes: {runtime}.",
         "precision": PRECISION_NAMES[next((mark for mark in marks if mark in PRECISIONS), "fp32")],
         "unverified": "unverified" in marks,
         "pictures": kind in FLAT and "pictures" in marks,  # preprocessing is in the file
@@ -113,7 +113,7 @@ def _values(path: Path, kind: str | None, card: Card) -> dict[str, Any]:
         "code_names": in_code,
         "kotlin_names": in_code.replace("$", r"\$"),
         "kotlin_file": _quoted(path.name).replace("$", r"\$"),
-        "outputs": json.dumps(OUTPUTS[card.task]),
+        "outputs": json.dumps(files.NAMED),
     }
 
 

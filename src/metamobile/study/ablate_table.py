@@ -23,8 +23,8 @@ from metamobile.study.grids import EMO_5M, EMOV2_5M, Published
 from metamobile.weights.card import current_versions
 
 if TYPE_CHECKING:
+    from metamobile.show import Table
     from metamobile.study.ablate import Ablation, CellResult, PublishedCount
-    from metamobile.study.tables import Table
 
 PAPERS = {EMO_5M: "EMO-5M", EMOV2_5M: "EMOv2-5M"}
 

@@ -49,7 +49,7 @@ from metamobile.study.diagonal_claim import (
     find_reach,
     spread_in_words,
 )
-from metamobile.study.opened import AnyModel, at_size, open_model
+from metamobile.study.opened import AnyModel, open_model
 from metamobile.weights.card import current_versions
 
 WINDOWS = ("scaled", "kept")
@@ -208,7 +208,7 @@ def open_square(
         )
     if size is None or (size, size) == own.size:
         return name, network, own, own
-    return name, network, replace(at_size(own, size), fit="crop"), own
+    return name, network, replace(own.at_size(size), fit="crop"), own
 
 
 def feature_index(network: nn.Module, stage: int, name: str) -> tuple[int, str]:

@@ -88,12 +88,3 @@ def check_hub(name: str) -> None:
 def is_cached(repository: str, file: str) -> bool:
     """Whether a file of the hub's is in its cache."""
     return isinstance(try_to_load_from_cache(repository, file), str)
-
-
-def at_size(record: Preprocess, size: int | tuple[int, int]) -> Preprocess:
-    """For another side, or (height, width), in pixels; a crop takes the same share of the picture."""
-    shape = (size, size) if isinstance(size, int) else (size[0], size[1])
-    if shape == record.size:
-        return record
-    resize = round(max(shape) * record.shorter_side / max(record.size)) if record.fit == "crop" else None
-    return replace(record, size=shape, resize=resize)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from metamobile.show import Table
 from metamobile.study.criteria import OTHER_SIZE, CriteriaRow
 from metamobile.study.peers import CRITERIA
 
 if TYPE_CHECKING:
     from metamobile.study.heads import HeadRow
-
-Table = tuple[str, list[str], list[list[str]]]  # title, columns, rows; as show.print_table takes them
 
 
 def criteria_tables(rows: Sequence[CriteriaRow]) -> Iterator[Table]:

@@ -1,7 +1,8 @@
 """Tasks: each brings its data, model, loss, metric, result and drawing; nothing else asks for its name.
 
-A task is a folder of four modules. Without torch: `data` (what its data sets look like), `results` (answers:
-decoded, drawn, told) and the metric; with torch: `task`, for the training loop.
+A task is a folder of five modules. Without torch: `data` (what its data sets look like), `results` (answers:
+decoded, drawn, told), `files` (what an exported file answers) and the metric; with torch: `task`, for the
+training loop.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from metamobile.data.inspect import Inspection
     from metamobile.data.loader import PictureDataset
     from metamobile.data.preprocess import Preprocess
+    from metamobile.deploy.preprocessing import Graph
     from metamobile.deploy.runtimes import Runtime
     from metamobile.training.recipe import DataSettings, Recipe
     from metamobile.weights.card import Card
@@ -110,6 +112,25 @@ class ResultsModule(Protocol):
     def class_table(self, figures: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]: ...
 
 
+class FilesModule(Protocol):
+    """`metamobile.tasks.<name>.files`. `outputs` are a file's, named `OUTPUTS`."""
+
+    PURPOSE: str  # what such a model does to pictures
+    OUTPUTS: Sequence[str]  # what `answers` takes, by name
+    NAMED: Sequence[str]  # and all others that such a file has
+    FITS: Sequence[str]  # of `Preprocess.fit`, those that can be put into a graph
+
+    def answers(self, outputs: Sequence[Any]) -> Any:
+        """Of a batch, as `Runtime.run` gives them."""
+
+    def join(self, outputs: Sequence[Sequence[Any]]) -> Any:
+        """The same, where a file was asked picture by picture and suppresses by itself."""
+
+    def finish(self, graph: Graph) -> list[tuple[str, type, list[Any]]]:
+        """Put into a graph what makes answers in the picture's own pixels; name, NumPy's type and shape of
+        each output that it then has."""
+
+
 class Task(Protocol):
     """What the training loop knows of a task."""
 
@@ -153,6 +174,11 @@ def get_results(name: str) -> ResultsModule:
 def get_data(name: str) -> DataModule:
     """Without torch. Errors: ValueError for an unknown task."""
     return _module(name, "data")
+
+
+def get_files(name: str) -> FilesModule:
+    """Without torch. Errors: ValueError for an unknown task."""
+    return _module(name, "files")
 
 
 def make_metric(task: str, names: Sequence[str], samples: Sequence[Any]) -> Metric:

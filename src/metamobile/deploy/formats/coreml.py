@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metamobile.deploy.formats import PLAIN, Options, need_writer
-from metamobile.deploy.runtimes import DETECTIONS, INPUT, OUTPUT, UNVERIFIED, Pixels, answers
+from metamobile.deploy.runtimes import INPUT, UNVERIFIED, Pixels
+from metamobile.tasks import get_files
 from metamobile.weights.card import KEY, Card
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def _precision(precision: str) -> Any:
     before: dict[str, bool] = {}
 
     def feeds_product(operator: Any) -> bool:
-        """Whether it is a product, or one takes what it answers, if through others."""
+        """Whether it is a product, or one takes what it if through others."""
         if operator.name not in before:
             following = (child for output in operator.outputs for child in output.child_ops)
             before[operator.name] = operator.op_type in PRODUCTS or any(map(feeds_product, following))
@@ -136,7 +137,7 @@ class CoreML:
         if batch.shape[1:] != (3, *self.card.preprocess.size):
             expected = (3, *self.card.preprocess.size)
             raise ValueError(f"{self.path} cannot run on {batch.shape} (its pictures are {expected})")
-        names = DETECTIONS[:3] if self.card.task == "detect" else (OUTPUT,)
+        files = get_files(self.card.task)
         parts: list[dict[str, NDArray[Any]]] = []
         for one in batch:
             try:
@@ -144,7 +145,7 @@ class CoreML:
             except RuntimeError as error:
                 reason = str(error).splitlines()[0]
                 raise ValueError(f"{self.path} cannot run on {batch.shape} ({reason})") from error
-        return answers([np.concatenate([part[name] for part in parts]) for name in names], self.card.task)
+        return files.answers([np.concatenate([part[name] for part in parts]) for name in files.OUTPUTS])
 
 
 open_file = CoreML
@@ -181,8 +182,8 @@ class Received:
         with torch.inference_mode():
             found = [self.module(torch.from_numpy(one[None])) for one in batch]
         parts = [one if isinstance(one, tuple) else (one,) for one in found]
-        return answers(
-            [np.concatenate(to_arrays(list(part))) for part in zip(*parts, strict=True)], self.card.task
+        return get_files(self.card.task).answers(
+            [np.concatenate(to_arrays(list(part))) for part in zip(*parts, strict=True)]
         )
 
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from metamobile.deploy.formats import PLAIN, Options, need_writer
-from metamobile.deploy.runtimes import THREADS, UNVERIFIED, Pixels, answers, threads_wanted, to_arrays
+from metamobile.deploy.runtimes import THREADS, UNVERIFIED, Pixels, threads_wanted, to_arrays
+from metamobile.tasks import get_files
 from metamobile.weights.card import KEY, Card
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ class ExecuTorch:
                 reason = str(error).splitlines()[0]
                 raise ValueError(f"{self.path} cannot run on {batch.shape} ({reason})") from error
             parts.append(to_arrays(list(found)))
-        return answers([np.concatenate(part) for part in zip(*parts, strict=True)], self.card.task)
+        return get_files(self.card.task).answers([np.concatenate(part) for part in zip(*parts, strict=True)])
 
 
 open_file = ExecuTorch

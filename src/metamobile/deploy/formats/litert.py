@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metamobile.deploy.formats import PLAIN, Options, need_writer
-from metamobile.deploy.runtimes import DETECTIONS, INPUT, OUTPUT, UNVERIFIED, Pixels, answers, threads_wanted
+from metamobile.deploy.runtimes import INPUT, UNVERIFIED, Pixels, threads_wanted
+from metamobile.tasks import get_files
 from metamobile.weights.card import KEY, Card
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ class LiteRT:
     def run(self, batch: Pixels) -> Any:
         if batch.shape[1:] != self.shape[1:]:
             raise ValueError(f"{self.path} cannot run on {batch.shape} (its pictures are {self.shape[1:]})")
-        names = DETECTIONS[:3] if self.card.task == "detect" else (OUTPUT,)
+        files = get_files(self.card.task)
         parts: list[dict[str, NDArray[Any]]] = []
         for one in batch:
             try:
@@ -134,7 +135,7 @@ class LiteRT:
             except (RuntimeError, ValueError) as error:
                 reason = str(error).splitlines()[0]
                 raise ValueError(f"{self.path} cannot run on {batch.shape} ({reason})") from error
-        return answers([np.concatenate([part[name] for part in parts]) for name in names], self.card.task)
+        return files.answers([np.concatenate([part[name] for part in parts]) for name in files.OUTPUTS])
 
 
 open_file = LiteRT

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from metamobile.deploy.formats import PLAIN, Options, need_writer
 from metamobile.deploy.runtimes import Pixels, threads_wanted
 from metamobile.deploy.suppression import Suppression
+from metamobile.tasks import get_files
 from metamobile.weights.card import Card
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ class Ncnn:
                 f"wrote, with {CARD} in it"
             )
         self.card = Card.from_json(texts[CARD])
-        detects = self.card.task == "detect"
+        detects = "boxes" in get_files(self.card.task).OUTPUTS
         if detects and DETECTIONS not in texts:
             raise ValueError(f"{self.path}: a detector without its {DETECTIONS}; export it anew")
         self.suppression = Suppression.from_json(texts[DETECTIONS]) if detects else None

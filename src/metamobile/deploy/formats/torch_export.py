@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metamobile.deploy.formats import PLAIN, Options
-from metamobile.deploy.runtimes import UNVERIFIED, Pixels, answers, to_arrays
+from metamobile.deploy.runtimes import UNVERIFIED, Pixels, to_arrays
+from metamobile.tasks import get_files
 from metamobile.weights.card import KEY, Card
 
 if TYPE_CHECKING:
@@ -69,7 +70,9 @@ class TorchExport:
             raise ValueError(
                 f"{self.path} cannot run on {batch.shape} ({str(error).splitlines()[0]})"
             ) from error
-        return answers(to_arrays(list(found) if isinstance(found, tuple) else [found]), self.card.task)
+        return get_files(self.card.task).answers(
+            to_arrays(list(found) if isinstance(found, tuple) else [found])
+        )
 
 
 open_file = TorchExport

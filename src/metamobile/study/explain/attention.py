@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from metamobile.models.operators import WindowAttention, to_windows
 from metamobile.study.explain.frame import Floats, cells
-from metamobile.study.explain.subject import Subject, find_layer, find_stage, find_stages, fits, watch
+from metamobile.study.explain.layers import find_layer, find_stage, find_stages, fits, watch
+from metamobile.study.explain.subject import Subject
 
 
 @dataclass(eq=False)

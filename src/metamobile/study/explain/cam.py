@@ -10,7 +10,6 @@ Shapes: B batch, C channels, r c rows and columns of the layer's map, h w of the
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -20,36 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from metamobile.errors import nearest
 from metamobile.study.explain.frame import Floats
-from metamobile.study.explain.subject import (
-    Subject,
-    find_layer,
-    find_stage,
-    find_stages,
-    last_map,
-    to_map,
-    watch,
-)
-from metamobile.study.explain.target import NothingFound, Question
+from metamobile.study.explain.layers import find_layer, find_stage, find_stages, last_map, to_map, watch
+from metamobile.study.explain.methods import METHODS
+from metamobile.study.explain.question import Question
+from metamobile.study.explain.subject import Subject
+from metamobile.study.explain.target import NothingFound
 
-METHODS = {  # our names, those of grad-cam's classes, those of the papers
-    "gradcam": ("GradCAM", "Grad-CAM"),
-    "gradcam++": ("GradCAMPlusPlus", "Grad-CAM++"),
-    "eigencam": ("EigenCAM", "Eigen-CAM"),
-    "scorecam": ("ScoreCAM", "Score-CAM"),
-}
 SEEDS = 3  # shuffled networks that a map is compared with
-
-
-def find_method(name: str, others: Sequence[str] = ()) -> str:
-    """The key of `METHODS`, or one of `others`, of any spelling: Grad-CAM++. Errors: ValueError with the
-    nearest name."""
-    known = [*METHODS, *others]
-    key = name.casefold().replace("-", "").replace("_", "").replace("plusplus", "++")
-    if key not in known:
-        raise ValueError(f"no map is called {name!r}; known are {', '.join(known)}{nearest(name, known)}")
-    return key
 
 
 def load_method(method: str) -> Any:

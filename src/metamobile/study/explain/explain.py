@@ -5,39 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
 
 from metamobile.data.pictures import find_pictures, read_picture
 from metamobile.errors import PictureError
 from metamobile.files import aside, write_text
-from metamobile.inference.model import Model, model_name
-from metamobile.study.explain import occlusion
-from metamobile.study.explain.attention import AttentionMap, attention_layers, attention_maps
-from metamobile.study.explain.cam import (
-    METHODS,
-    activation_map,
-    choose_layer,
-    correlation_with_shuffled,
-    find_method,
-    load_method,
-)
+from metamobile.inference.model import model_name
 from metamobile.study.explain.frame import Floats, Frame, OutOfSight, centre_of, enlarge
-from metamobile.study.explain.receptive import ReceptiveField, receptive_field
-from metamobile.study.explain.subject import (
-    Subject,
-    find_layer,
-    find_stage,
-    is_exported,
-    is_known,
-    last_map,
-    open_subject,
-)
-from metamobile.study.explain.target import NothingFound, Target, ask
-from metamobile.study.opened import AnyModel
+from metamobile.study.explain.methods import METHODS, OCCLUSION, find_method
+from metamobile.study.explain.occlusion import ask_answers, occlusion_map
+from metamobile.study.explain.subject import Subject, is_exported, is_known, open_subject
+from metamobile.study.explain.target import NothingFound, Target
+
+if TYPE_CHECKING:
+    from metamobile.study.explain.attention import AttentionMap
+    from metamobile.study.explain.receptive import ReceptiveField
+    from metamobile.study.opened import AnyModel
 
 Point = tuple[float, float]
 Size = int | tuple[int, int]
@@ -99,7 +85,7 @@ class Explanation:
 
     @property
     def method_name(self) -> str:
-        return occlusion.TITLE if self.method == occlusion.NAME else METHODS[self.method][1]
+        return METHODS[self.method][1]
 
 
 @dataclass(frozen=True)
@@ -155,7 +141,7 @@ def explain(
     """
     if stage is not None and layer is not None:
         raise ValueError(f"stage {stage} and layer {layer} are both given; expected one of them")
-    given = [models] if isinstance(models, str | Path | Model | nn.Module) else list(models)
+    given = list(models) if isinstance(models, Sequence) and not isinstance(models, str) else [models]
     others = [compare] if isinstance(compare, str) else list(compare)
     if not given and not others:
         raise ValueError("no model was given; expected a run folder, weights, a file, or a name")
@@ -167,7 +153,7 @@ def explain(
     result = Explanation(options.method, names, [], bool(others), notes=notes, failures=failures)
     if options.method == "eigencam" and target is not None:
         notes.append("eigencam looks at no class: the class given has no effect on the map")
-    if options.method == occlusion.NAME and not (stage is layer is None):
+    if options.method == OCCLUSION and not (stage is layer is None):
         notes.append("occlusion looks at no layer: the one given has no effect on the map")
     steps = (len(given) + len(others)) * len(read)
     for index, model in enumerate([*given, *others]):
@@ -194,11 +180,8 @@ def explain(
 def pick_method(name: str | None, files: Sequence[AnyModel]) -> str:
     """The method by name, or what is possible. Errors: ValueError for one that a file does not allow, an
     unknown one, and without the package grad-cam for what needs it."""
-    if name is None:
-        key = occlusion.NAME if files else next(iter(METHODS))
-    else:
-        key = find_method(name, [occlusion.NAME])
-    if key == occlusion.NAME:
+    key = find_method(name or (OCCLUSION if files else "gradcam"))
+    if key == OCCLUSION:
         return key
     if files:
         first: Any = files[0]
@@ -206,6 +189,8 @@ def pick_method(name: str | None, files: Sequence[AnyModel]) -> str:
             f"{model_name(first)}: an exported file, which has no gradients or maps for {METHODS[key][1]}; "
             "expected the method occlusion, or the run folder that it was made from"
         )
+    from metamobile.study.explain.cam import load_method
+
     load_method(key)
     return key
 
@@ -286,8 +271,9 @@ def explain_model(
         if row.correlation is not None and row.correlation >= ALIKE
     ]
     if shown and subject.network is not None:
-        tensors = [subject.tensor(x) for x in inputs]
-        result.field = receptive_field(subject, field_layer(subject, options, tensors[0]), tensors)
+        from metamobile.study.explain import inside
+
+        result.field = inside.field(subject, [subject.tensor(x) for x in inputs], options)
     return result
 
 
@@ -306,28 +292,25 @@ def attention_reason(subject: Subject) -> str:
     """Why there is no attention to show, or ""."""
     if subject.network is None:
         return "attention needs the weights"
+    from metamobile.study.explain.attention import attention_layers
+
     return "" if attention_layers(subject) else "no window attention in this network"
-
-
-def field_layer(subject: Subject, options: Options, x: Tensor) -> str:
-    """The layer or stage given, else the network's last stage."""
-    if options.layer is not None:
-        return options.layer
-    return last_map(subject, x) if options.stage is None else find_stage(subject, options.stage)
 
 
 def explain_picture(
     subject: Subject, pixels: NDArray[Any], picture: str, frame: Frame, options: Options
 ) -> Row:
     """One network, or file, on one picture (1, 3, h, w)."""
-    if options.method == occlusion.NAME:
-        asked = occlusion.ask_answers(subject, pixels, options.target)
-        cam = occlusion.occlusion_map(subject, asked, pixels)
+    if options.method == OCCLUSION:
+        asked = ask_answers(subject, pixels, options.target)
+        cam = occlusion_map(subject, asked, pixels)
         heat = enlarge(cam, frame.shape)
         row = Row(picture, frame, asked.target, "input", cam, heat, options.point, [], None)
         padded = frame.shape
     else:
-        row = activation_row(subject, subject.tensor(pixels), picture, frame, options)
+        from metamobile.study.explain import inside
+
+        row = inside.activation_row(subject, subject.tensor(pixels), picture, frame, options)
         padded = subject.padded(frame.shape)
     if subject.network is None:
         row.point = None
@@ -338,23 +321,12 @@ def explain_picture(
     except OutOfSight as error:
         row.point, row.unseen = None, str(error)
         return row
+    from metamobile.study.explain.attention import attention_maps
+
     row.attention = attention_maps(
         subject, subject.tensor(pixels), at, stage=options.stage, layer=options.layer, head=options.head
     )
     return row
-
-
-def activation_row(subject: Subject, x: Tensor, picture: str, frame: Frame, options: Options) -> Row:
-    """A class activation map, and its check."""
-    question = ask(subject, x, options.target)
-    name = choose_layer(subject, question, x, options.stage, options.layer)
-    layer = find_layer(subject, name)
-    cam = activation_map(subject, question, layer, x, options.method)
-    correlation = (
-        correlation_with_shuffled(subject, question, layer, x, options.method, cam) if options.check else None
-    )
-    heat = enlarge(cam, subject.padded(frame.shape))[: frame.shape[0], : frame.shape[1]]
-    return Row(picture, frame, question.target, name, cam, heat, options.point, [], correlation)
 
 
 def peak(cam: Floats, padded: tuple[int, int], shape: tuple[int, int]) -> Point:

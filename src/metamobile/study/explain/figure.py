@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,10 +20,12 @@ from matplotlib.patches import Circle, Rectangle
 from numpy.typing import NDArray
 from PIL import Image
 
-from metamobile.study.explain.attention import AttentionMap
 from metamobile.study.explain.explain import Explained, Explanation, Row
 from metamobile.study.explain.frame import Frame
-from metamobile.study.explain.receptive import ReceptiveField
+
+if TYPE_CHECKING:
+    from metamobile.study.explain.attention import AttentionMap
+    from metamobile.study.explain.receptive import ReceptiveField
 
 COLOURS = "inferno"  # perceptually uniform, and dark where there is nothing
 MARK = "#35e0ff"  # no colour of inferno

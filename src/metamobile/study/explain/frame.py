@@ -10,8 +10,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -106,6 +104,11 @@ def centre_of(index: int, size: int, side: int) -> float:
 
 def enlarge(values: Floats, shape: tuple[int, int]) -> Floats:
     """(r, c) -> (h, w), bilinear, each value at the middle of the pixels that its position stands for."""
-    sides = [round(side * stride_of(size, side)) for size, side in zip(shape, values.shape, strict=True)]
-    wide = F.interpolate(torch.as_tensor(values)[None, None], sides, mode="bilinear", align_corners=False)
-    return wide[0, 0, : shape[0], : shape[1]].numpy()
+    for axis, size in enumerate(shape):
+        stride = stride_of(size, values.shape[axis])
+        places = ((np.arange(size) + 0.5) / stride - 0.5).clip(0, values.shape[axis] - 1)
+        below = np.floor(places).astype(int)
+        above = np.minimum(below + 1, values.shape[axis] - 1)
+        share = np.expand_dims(places - below, 1 - axis)
+        values = values.take(below, axis) * (1 - share) + values.take(above, axis) * share
+    return values.astype(np.float32)

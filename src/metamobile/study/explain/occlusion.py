@@ -31,7 +31,6 @@ from metamobile.study.explain.frame import Floats
 from metamobile.study.explain.subject import Subject
 from metamobile.study.explain.target import SCORES, NothingFound, Target, choose_object
 
-NAME, TITLE = "occlusion", "Occlusion"
 POSITIONS = 12  # at least, along the longer side; 16 pixels apart at 224
 AROUND = 1  # positions on each side of the one that is hidden
 BATCHES = {"classify": 16}  # pictures at a time; of other tasks, whose answers are large, 2

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import jinja2
 
-from metamobile.study.explain import occlusion
+from metamobile.show import Table
 from metamobile.study.explain.explain import Explained, Explanation, Row
-from metamobile.study.tables import Table
+from metamobile.study.explain.methods import OCCLUSION
 
 HERE = Path(__file__).parent
 
@@ -24,7 +24,7 @@ def render(result: Explanation, image: bytes) -> str:
         "image": base64.b64encode(image).decode(),
         "alt": f"{result.method_name} of {names} on {len(result.pictures)} pictures",
         "method": result.method_name,
-        "hides": result.method == occlusion.NAME,
+        "hides": result.method == OCCLUSION,
         "notes": [*result.notes, *result.failures],
         "tables": [
             (title, [(name.lstrip(">"), name.startswith(">")) for name in columns], rows)
@@ -47,7 +47,7 @@ def explain_tables(result: Explanation) -> Iterator[Table]:
     cells = [map_cells(model, row) for model in result.models for row in model.rows if row]
     columns = ["model", "picture", "asked", ">answer", "layer", ">map", ">point x,y", ">shuffled"]
     title = result.method_name
-    if result.method == occlusion.NAME:
+    if result.method == OCCLUSION:
         columns, cells = columns[:-1], [row[:-1] for row in cells]
     else:
         title += "; the last column is the rank correlation with maps of shuffled weights"

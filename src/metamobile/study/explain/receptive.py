@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metamobile.study.explain.frame import centre_of
-from metamobile.study.explain.subject import Subject, find_layer, to_map, watch
+from metamobile.study.explain.layers import find_layer, to_map, watch
+from metamobile.study.explain.subject import Subject
 
 MASS = 0.95  # of the gradient that the figures speak of
 

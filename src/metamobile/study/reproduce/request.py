@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from metamobile.study.tables import Table
+from metamobile.show import Table
 from metamobile.weights.find import WEIGHTS, pulled_path
 
 DATA = {"imagenet": "IMAGENET", "coco": "COCO", "ade20k": "ADE20K"}  # kinds, and how commands call the folder

@@ -131,6 +131,11 @@ def configure(runtime: Runtime, *, slide: int | None = None) -> Runtime:
             f"slide {slide}: expected the side of a window in pixels, less than {max(height, width)}, as "
             f"this model's pictures are resized to {height}x{width}"
         )
+    if not getattr(runtime, "any_size", False):
+        raise ValueError(
+            f"slide {slide}: a {runtime.name} file of one size cannot take windows, its pictures are "
+            f"{height}x{width}; expected a run folder or a file of `metamobile export --size any`"
+        )
     from metamobile.tasks.segment.slide import Sliding
 
     return Sliding(runtime, slide)
