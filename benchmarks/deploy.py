@@ -97,6 +97,8 @@ def measure(model: str, format: str, data: str, out: Path, commit: str) -> None:
             rows.append(row)
         executed = [gate.path for gate in gates if gate.executed]
         timed = bench([model, *executed], threads=1, rounds=ROUNDS).to_dict() if executed else None
+    for row in timed["rows"] if timed else []:
+        row["model"] = Path(row["model"]).name
     for row in rows:
         row["path"] = Path(row["path"]).name
         del row["cost"]  # of pictures without their classes
