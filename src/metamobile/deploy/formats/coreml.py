@@ -97,7 +97,7 @@ def _precision(precision: str) -> Any:
     before: dict[str, bool] = {}
 
     def feeds_product(operator: Any) -> bool:
-        """Whether it is a product, or one takes what it if through others."""
+        """Whether it is a product, or one takes what it answers, if through others."""
         if operator.name not in before:
             following = (child for output in operator.outputs for child in output.child_ops)
             before[operator.name] = operator.op_type in PRODUCTS or any(map(feeds_product, following))
