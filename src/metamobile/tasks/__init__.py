@@ -1,8 +1,8 @@
 """Tasks: each brings its data, model, loss, metric, result and drawing; nothing else asks for its name.
 
-A task is a folder of five modules. Without torch: `data` (what its data sets look like), `results` (answers:
-decoded, drawn, told), `files` (what an exported file answers) and the metric; with torch: `task`, for the
-training loop.
+A task is a folder of modules. Without torch: `data` (what its data sets look like), `results` (answers:
+decoded, drawn, told), `files` (what an exported file answers), `asked` (what an answer is explained by) and
+the metric; with torch: `task`, for the training loop, and `question` (`asked`, with a gradient).
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from metamobile.errors import nearest
 
 if TYPE_CHECKING:
     from PIL import Image
-    from torch import nn
+    from torch import Tensor, nn
 
     from metamobile.data.inspect import Inspection
     from metamobile.data.loader import PictureDataset
     from metamobile.data.preprocess import Preprocess
     from metamobile.deploy.preprocessing import Graph
     from metamobile.deploy.runtimes import Runtime
+    from metamobile.study.explain.question import Question
+    from metamobile.study.explain.subject import Subject
+    from metamobile.study.explain.target import Asked
     from metamobile.training.recipe import DataSettings, Recipe
     from metamobile.weights.card import Card
 
@@ -131,6 +134,22 @@ class FilesModule(Protocol):
         each output that it then has."""
 
 
+class AskedModule(Protocol):
+    """`metamobile.tasks.<name>.asked`."""
+
+    SCORE: str  # what the score of a target is
+
+    def ask(self, subject: Subject, answers: Any, wanted: str | int | None) -> Asked:
+        """About the answers to one picture, as `Runtime.run` gives them. Errors: NothingFound, NotFinite."""
+
+
+class QuestionModule(Protocol):
+    """`metamobile.tasks.<name>.question`."""
+
+    def ask(self, subject: Subject, x: Tensor, wanted: str | int | None) -> Question:
+        """About one picture (1, 3, h, w). Errors: NothingFound, NotFinite."""
+
+
 class Task(Protocol):
     """What the training loop knows of a task."""
 
@@ -179,6 +198,16 @@ def get_data(name: str) -> DataModule:
 def get_files(name: str) -> FilesModule:
     """Without torch. Errors: ValueError for an unknown task."""
     return _module(name, "files")
+
+
+def get_asked(name: str) -> AskedModule:
+    """Without torch. Errors: ValueError for an unknown task."""
+    return _module(name, "asked")
+
+
+def get_question(name: str) -> QuestionModule:
+    """Errors: ValueError for an unknown task."""
+    return _module(name, "question")
 
 
 def make_metric(task: str, names: Sequence[str], samples: Sequence[Any]) -> Metric:

@@ -131,7 +131,7 @@ def _before(subject: Subject, name: str) -> list[str]:
         for inner, _ in find_layer(subject, name).named_modules()
         if inner.rpartition(".")[2].startswith("norm")
     ]
-    return inside[::-1] + earlier if subject.task == "classify" else earlier
+    return inside[::-1] + earlier if subject.body is subject.network else earlier
 
 
 def shuffle_weights(network: nn.Module, seed: int) -> None:

@@ -74,7 +74,10 @@ class Subject:
     @property
     def body(self) -> Any:
         """What makes the stages: a detector's or segmenter's backbone, else the network."""
-        return self.network if self.task == "classify" else self.network.backbone
+        from metamobile.models.backbone import Backbone
+
+        inner = getattr(self.network, "backbone", None)
+        return inner if isinstance(inner, Backbone) else self.network
 
     @property
     def prefix_tokens(self) -> int:
@@ -84,7 +87,7 @@ class Subject:
 
     def padded(self, shape: tuple[int, int]) -> tuple[int, int]:
         """(h, w) of the input as the network's maps cover it: pyramids and patches round it up with zeros."""
-        if self.task == "classify":
+        if self.body is self.network:
             return shape
         rounds_up = hasattr(self.network, "fpn") or self.body.multiple > 1
         multiple = self.body.strides[-1] if rounds_up else 1

@@ -5,15 +5,12 @@ Shapes: h w of the network's input.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from metamobile.study.explain.subject import Subject
-
-SCORES = {"classify": "probability", "detect": "score", "segment": "share of the pixels"}
 
 
 class NothingFound(ValueError):
@@ -34,20 +31,9 @@ class Target:
     mask: NDArray[np.bool_] | None = None
 
 
-def choose_object(subject: Subject, labels: Sequence[int], wanted: str | int | None) -> int:
-    """The place of the object asked about, among those that were found, best first. Errors: NothingFound."""
-    index, rank = (None, 1) if wanted is None else _class_and_rank(subject, str(wanted))
-    chosen = [place for place, label in enumerate(labels) if index in (None, label)]
-    if len(chosen) < rank:
-        what = "object" if index is None else subject.labels[index]
-        many = f"{len(chosen)} are" if chosen else "none is"
-        raise NothingFound(f"{what} {rank} cannot be shown, as {many} found above the lowest score")
-    return chosen[rank - 1]
+@dataclass
+class Asked:
+    """`value`: the answers to B pictures -> the number asked about of each, (B,)."""
 
-
-def _class_and_rank(subject: Subject, text: str) -> tuple[int, int]:
-    """ "person:2" -> the class's number, and 2; a class may have such a name itself."""
-    head, _, tail = text.rpartition(":")
-    if head and tail.isdecimal() and int(tail) >= 1 and text not in (*subject.labels, *subject.classes):
-        return subject.find_class(head), int(tail)
-    return subject.find_class(text), 1
+    target: Target
+    value: Callable[[Any], NDArray[Any]]
