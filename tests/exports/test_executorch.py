@@ -118,6 +118,13 @@ class Uneven(nn.Module):
         return self.last(self.rest(y).relu().mean(1))
 
 
+@pytest.fixture
+def half_a_percent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the weights may stay: in networks as small as these, a layer is a larger share than in real ones."""
+    monkeypatch.setattr(executorch_int8, "KEPT_WEIGHTS", 0.005)
+
+
+@pytest.mark.usefixtures("half_a_percent")
 def test_the_layers_that_lose_most_stay_in_single_precision(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = Uneven().eval()
@@ -140,6 +147,7 @@ def test_the_layers_that_lose_most_stay_in_single_precision(tmp_path: Path) -> N
     assert 1e-4 < np.abs(found - expected).max() / np.abs(expected).max() < 0.1
 
 
+@pytest.mark.usefixtures("half_a_percent")
 def test_no_more_stay_than_the_size_allows() -> None:
     losses = {"a": 9.0, "b": 5.0, "c": 1.0, "d": 0.1}
     assert executorch_int8.layers_to_keep(losses, {"a": 6, "b": 3, "c": 1, "d": 990}) == {"b", "c"}

@@ -36,7 +36,7 @@ ATEN = torch.ops.aten
 LAYERS = (ATEN.conv2d.default, ATEN.linear.default)
 JUDGED_ON = 8  # calibration pictures on which the loss of each layer is measured
 # The share of all weights that may stay in single precision: more, and the file is above 0.3 of the size.
-KEPT_WEIGHTS = 0.005
+KEPT_WEIGHTS = 0.002
 # Activations that XNNPACK computes within the layer before.
 FUSED = (ATEN.relu.default, ATEN.relu_.default, ATEN.hardtanh.default, ATEN.hardtanh_.default)
 
