@@ -26,7 +26,7 @@ from metamobile.study.explain.methods import METHODS, OCCLUSION, find_method
 from metamobile.study.explain.question import ask
 from metamobile.study.explain.receptive import field_size, receptive_field
 from metamobile.study.explain.subject import Subject, open_subject
-from metamobile.study.explain.target import NothingFound
+from metamobile.tasks.asked import NothingFound
 from small_detector import small
 
 

@@ -26,7 +26,7 @@ from metamobile.study.explain.cam import rank_correlation, shuffle_weights
 from metamobile.study.explain.explain import explain
 from metamobile.study.explain.occlusion import ask_answers, grey, occlusion_map, spacing
 from metamobile.study.explain.subject import Subject, open_subject
-from metamobile.study.explain.target import NothingFound
+from metamobile.tasks.asked import NothingFound
 from metamobile.tasks.detect.asked import overlaps
 from metamobile.weights.file import save_weights
 from metamobile.weights.network import load_network

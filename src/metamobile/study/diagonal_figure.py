@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from metamobile.show import Table
 from metamobile.study.diagonal import Diagonal, DiagonalRow
 from metamobile.study.diagonal_claim import CLAIM, FIGURES, ROLES
+
+if TYPE_CHECKING:
+    from metamobile.show import Table
 
 COLUMNS = 4  # heat maps in a row
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#000000")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from metamobile.show import Table
 from metamobile.study.criteria import OTHER_SIZE, CriteriaRow
 from metamobile.study.peers import CRITERIA
 
 if TYPE_CHECKING:
+    from metamobile.show import Table
     from metamobile.study.heads import HeadRow
 
 

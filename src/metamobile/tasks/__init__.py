@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from metamobile.data.preprocess import Preprocess
     from metamobile.deploy.preprocessing import Graph
     from metamobile.deploy.runtimes import Runtime
-    from metamobile.study.explain.question import Question
     from metamobile.study.explain.subject import Subject
-    from metamobile.study.explain.target import Asked
+    from metamobile.tasks.asked import Asked, Question
     from metamobile.training.recipe import DataSettings, Recipe
     from metamobile.weights.card import Card
 

@@ -2,7 +2,6 @@
 
 Without torch, so that an exported file needs its runtime alone:
 subject     what a user calls a model, opened
-target      the class or the object that is asked about; each task has its own way to ask
 methods     the maps by name
 occlusion   where the answer falls when a patch is hidden: for networks, and for exported files
 frame       from a network's input back to the pixels of the picture

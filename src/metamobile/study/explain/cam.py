@@ -22,9 +22,8 @@ from torch import Tensor, nn
 from metamobile.study.explain.frame import Floats
 from metamobile.study.explain.layers import find_layer, find_stage, find_stages, last_map, to_map, watch
 from metamobile.study.explain.methods import METHODS
-from metamobile.study.explain.question import Question
 from metamobile.study.explain.subject import Subject
-from metamobile.study.explain.target import NothingFound
+from metamobile.tasks.asked import NothingFound, Question
 
 SEEDS = 3  # shuffled networks that a map is compared with
 

@@ -18,7 +18,7 @@ from metamobile.study.explain.frame import Floats, Frame, OutOfSight, centre_of,
 from metamobile.study.explain.methods import METHODS, OCCLUSION, find_method
 from metamobile.study.explain.occlusion import ask_answers, occlusion_map
 from metamobile.study.explain.subject import Subject, is_exported, is_known, open_subject
-from metamobile.study.explain.target import NothingFound, Target
+from metamobile.tasks.asked import NothingFound, Target
 
 if TYPE_CHECKING:
     from metamobile.study.explain.attention import AttentionMap

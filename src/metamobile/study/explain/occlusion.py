@@ -24,8 +24,8 @@ from metamobile.deploy import raw
 from metamobile.errors import NotFinite
 from metamobile.study.explain.frame import Floats
 from metamobile.study.explain.subject import Subject
-from metamobile.study.explain.target import Asked
 from metamobile.tasks import get_asked, get_results
+from metamobile.tasks.asked import Asked
 
 POSITIONS = 12  # at least, along the longer side; 16 pixels apart at 224
 AROUND = 1  # positions on each side of the one that is hidden

@@ -6,12 +6,15 @@ import base64
 import functools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jinja2
 
-from metamobile.show import Table
 from metamobile.study.explain.explain import Explained, Explanation, Row
 from metamobile.study.explain.methods import OCCLUSION
+
+if TYPE_CHECKING:
+    from metamobile.show import Table
 
 HERE = Path(__file__).parent
 

@@ -5,23 +5,11 @@ Shapes: B batch, h w of the network's input.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-from torch import Tensor, nn
+from torch import Tensor
 
 from metamobile.study.explain.subject import Subject
-from metamobile.study.explain.target import Target
 from metamobile.tasks import get_question
-
-
-@dataclass
-class Question:
-    """`answer`: (B, 3, h, w) -> tensors, one a picture; `value`: such a one -> the number asked about."""
-
-    target: Target
-    answer: nn.Module
-    value: Callable[[Tensor], Tensor]
+from metamobile.tasks.asked import Question
 
 
 def ask(subject: Subject, x: Tensor, wanted: str | int | None = None) -> Question:

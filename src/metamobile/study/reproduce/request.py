@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from metamobile.show import Table
 from metamobile.weights.find import WEIGHTS, pulled_path
+
+if TYPE_CHECKING:
+    from metamobile.show import Table
 
 DATA = {"imagenet": "IMAGENET", "coco": "COCO", "ade20k": "ADE20K"}  # kinds, and how commands call the folder
 PICTURES = {

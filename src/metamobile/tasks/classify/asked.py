@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metamobile.errors import NotFinite
-from metamobile.study.explain.subject import Subject
-from metamobile.study.explain.target import Asked, Target
+from metamobile.tasks.asked import Asked, Target
+
+if TYPE_CHECKING:
+    from metamobile.study.explain.subject import Subject
 
 SCORE = "probability"
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from metamobile.errors import NotFinite
-from metamobile.study.explain.question import Question
-from metamobile.study.explain.subject import Subject
-from metamobile.study.explain.target import Target
+from metamobile.tasks.asked import Question, Target
 from metamobile.tasks.classify.asked import SCORE
+
+if TYPE_CHECKING:
+    from metamobile.study.explain.subject import Subject
 
 
 def ask(subject: Subject, x: Tensor, wanted: str | int | None) -> Question:

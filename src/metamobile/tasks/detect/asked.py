@@ -7,13 +7,15 @@ n boxes of a picture.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metamobile.study.explain.subject import Subject
-from metamobile.study.explain.target import Asked, NothingFound, Target
+from metamobile.tasks.asked import Asked, NothingFound, Target
+
+if TYPE_CHECKING:
+    from metamobile.study.explain.subject import Subject
 
 SCORE = "score"
 

@@ -7,7 +7,7 @@ B batch, K classes, A anchors, h w of the network's input.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from metamobile.models.detection import OneStage
 from metamobile.models.mask_rcnn import MaskRCNN
 from metamobile.models.retinanet import pyramid
-from metamobile.study.explain.question import Question
-from metamobile.study.explain.subject import Subject
-from metamobile.study.explain.target import Target
+from metamobile.tasks.asked import Question, Target
 from metamobile.tasks.detect.asked import SCORE, choose_object
+
+if TYPE_CHECKING:
+    from metamobile.study.explain.subject import Subject
 
 
 def ask(subject: Subject, x: Tensor, wanted: str | int | None) -> Question:

@@ -3,13 +3,15 @@ torch."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metamobile.study.explain.subject import Subject
-from metamobile.study.explain.target import Asked, NothingFound, Target
+from metamobile.tasks.asked import Asked, NothingFound, Target
+
+if TYPE_CHECKING:
+    from metamobile.study.explain.subject import Subject
 
 SCORE = "share of the pixels"
 

@@ -3,13 +3,16 @@ with it."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from metamobile.study.explain.question import Question
-from metamobile.study.explain.subject import Subject
-from metamobile.study.explain.target import NothingFound, Target
+from metamobile.tasks.asked import NothingFound, Question, Target
 from metamobile.tasks.segment.asked import SCORE
+
+if TYPE_CHECKING:
+    from metamobile.study.explain.subject import Subject
 
 
 def ask(subject: Subject, x: Tensor, wanted: str | int | None) -> Question:

@@ -1,16 +1,19 @@
-"""What is asked about: a class, an object, a region. Without torch, for exported files.
+"""What an answer is explained by: a class, an object, a region. Without torch, for exported files.
 
-Shapes: h w of the network's input.
+Shapes: B batch, h w of the network's input.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class NothingFound(ValueError):
@@ -37,3 +40,12 @@ class Asked:
 
     target: Target
     value: Callable[[Any], NDArray[Any]]
+
+
+@dataclass
+class Question:
+    """`answer`: (B, 3, h, w) -> tensors, one a picture; `value`: such a one -> the number asked about."""
+
+    target: Target
+    answer: nn.Module
+    value: Callable[[Tensor], Tensor]
