@@ -186,7 +186,10 @@ def test_interrupted_leaves_nothing(fake, tmp_path: Path) -> None:
     assert not psutil.Process().children()
 
 
-def test_settings_that_cannot_be() -> None:
+def test_settings_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file: a file; expected the name of a folder to write into"):
+        bench(["a"], out=tmp_path / "file")
     with pytest.raises(ValueError, match="rounds 0: expected 1 or more"):
         bench(["a"], rounds=0)
     with pytest.raises(ValueError, match="no model to measure"):

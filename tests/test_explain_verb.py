@@ -212,9 +212,10 @@ def test_a_folder_called_as_a_network_is_none_of_pictures(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("emov2_20m", "resnet50", "pets"):
-        (tmp_path / name).mkdir()
-    words = [str(run), "emov2_20m", "resnet50", "emo_1m.imagenette", "pets", "./resnet50", "a.jpg"]
-    assert split_models(words) == (words[:4], words[4:])
+        write_pictures(tmp_path / name, 1)
+    (tmp_path / "run").mkdir()
+    words = [str(run), "emov2_20m", "resnet50", "emo_1m.imagenette", "run", "pets", "./resnet50", "a.jpg"]
+    assert split_models(words) == (words[:5], words[5:])
     with pytest.raises(ValueError, match="no picture among resnet50; .*called as a network is ./resnet50"):
         split_models(["resnet50"])
 

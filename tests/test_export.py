@@ -225,6 +225,11 @@ def test_another_size(run: Path, pictures: list[Path], tmp_path: Path) -> None:
 
 
 def test_words_of_errors(run: Path, monkeypatch, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="size 5: expected at least 32 pixels a side"):
+        export(run, size=5)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file: a file; expected the name of a folder to write into"):
+        export(run, out=tmp_path / "file")
     with pytest.raises(ValueError, match="no exporter is called 'onx'; there are .*; did you mean 'onnx'"):
         export(run, ["onx"])
     (tmp_path / "a.onnx").touch()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import metamobile
 from metamobile.data.pictures import read_picture
@@ -55,6 +56,11 @@ def test_python_names_the_class_that_predict_names(name: str, tmp_path: Path) ->
         for shape in SHAPES.values()
         for picture in write_pictures(tmp_path / f"{shape[0]}", 2, shape, seed=shape[0])
     ]
+    with Image.open(pictures[0]) as picture:
+        see_through = picture.convert("RGBA")
+    see_through.putalpha(Image.linear_gradient("L").resize(see_through.size))
+    see_through.save(tmp_path / "see-through.png")
+    pictures.append(tmp_path / "see-through.png")
     expected = [result.labels[0] for result in metamobile.predict(path, pictures).results]
     block = code(page.read_text(), "python")
     assert run_on(block, pictures, tmp_path, then='np.save(f"{number}.npy", pixels)') == expected

@@ -60,9 +60,8 @@ def export(
         with_preprocessing=with_preprocessing,
         keep=keep,
         size=pixels,
+        tell=print_gate,
     )
-    for gate in gates:
-        print_gate(gate)
     raise typer.Exit(0 if all(gate.passed for gate in gates) else 1)
 
 

@@ -68,9 +68,10 @@ def parse_size_or_any(text: str | None) -> int | list[int] | Literal["any"] | No
         raise ValueError(f"{error}, or any") from error
 
 
-def is_picture(word: str) -> bool:
+def is_picture(word: str, *, empty: bool = False) -> bool:
     """Whether it names pictures or a video, and no model: a file, a folder, a glob, stdin. A folder is none
-    if it is a run or an exported model, or is called as a network; a path such as ./emo_1m tells it apart."""
+    if it is a run or an exported model, holds no picture (unless `empty`), or is called as a network; a path
+    such as ./emo_1m tells it apart."""
     from metamobile.data.pictures import PICTURE_SUFFIXES
     from metamobile.inference.video import is_video
 
@@ -80,8 +81,19 @@ def is_picture(word: str) -> bool:
         or path.suffix.lower() in PICTURE_SUFFIXES
         or is_video(word)
         or any(sign in word for sign in "*?[")
-        or (path.is_dir() and not holds_model(path) and not is_networks_name(word))
+        or (
+            path.is_dir()
+            and not holds_model(path)
+            and (empty or holds_picture(path))
+            and not is_networks_name(word)
+        )
     )
+
+
+def holds_picture(folder: Path) -> bool:
+    from metamobile.data.pictures import PICTURE_SUFFIXES
+
+    return any(path.suffix.lower() in PICTURE_SUFFIXES for path in folder.rglob("*"))
 
 
 def holds_model(folder: Path) -> bool:
@@ -101,6 +113,8 @@ def is_networks_name(word: str) -> bool:
 
     if word in VARIANTS or word in SHIPPED or published_name(word):
         return True
+    if "/" in word:
+        return False
     import timm
 
     return bool(timm.is_model(word))

@@ -384,7 +384,7 @@ def pull(
 
 def split_model(model: str, pictures: list[str]) -> tuple[str, list[str]]:
     """`predict`'s words told apart. Where the first is a picture, the shipped model answers and is named."""
-    if is_picture(model):
+    if is_picture(model, empty=not pictures):
         remark(f"no model given, so {DEFAULT_MODEL} answers: it knows ten classes (`metamobile models`)")
         return DEFAULT_MODEL, [model, *pictures]
     if not pictures:

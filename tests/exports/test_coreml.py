@@ -106,15 +106,36 @@ def test_a_changed_weight_is_found(network: nn.Module, card: Card, copied: Path)
     start = content.index(values)
     place.write_bytes(content[:start] + b"\0\0\0\x40" + content[start + 4 :])  # 2.0
     assert coreml.read_back(copied, network, card) == [
-        "the values of head.weight (3, 16) are not in the file"
+        "the values of head.fc.weight (3, 16) are not in the file"
     ]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_batch_norms_are_folded_by_the_converter(card: Card, precision: str, tmp_path: Path) -> None:
+    """As in timm's networks; those whose statistics are others are found."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, 2, bias=False), nn.BatchNorm2d(8), nn.ReLU6()),
+        *(nn.Conv2d(8, 16, 3, 2, groups=8), nn.BatchNorm2d(16, eps=1e-3), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3)),
+    ).eval()
+    for norm in (network[1], network[4]):
+        for value in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            nn.init.uniform_(value, 0.5, 2)
+    path = tmp_path / "a.mlpackage"
+    coreml.write(network, card, path, Options(precision))
+    assert coreml.read_back(path, network, card) == []
+    network[4].running_var[3] *= 1.2
+    changed = ["the values of 3.weight (16, 1, 3, 3) are not in the file"]
+    changed.append("the values of 4.bias (16,) are not in the file")
+    assert coreml.read_back(path, network, card) == changed
 
 
 def test_other_weights_are_found(network: nn.Module, card: Card, written: Path) -> None:
     torch.manual_seed(1)
     other = deploy(create_model("emo_1m", num_classes=3, window_size=2, **TINY_ARGS).eval())
     problems = coreml.read_back(written, other, card)
-    assert any("head.weight" in problem for problem in problems) and len(problems) > 20
+    assert any("head.fc.weight" in problem for problem in problems) and len(problems) > 20
 
 
 def test_a_renamed_output_is_found(network: nn.Module, card: Card, copied: Path) -> None:

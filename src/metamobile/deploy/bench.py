@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from metamobile.files import aside, write_text
+from metamobile.files import aside, expect_file, expect_folder, write_text
 
 # What a worker's process runs. The command's package goes first, as with it metamobile imports no torch.
 WORKER = "import metamobile_cli, metamobile.deploy.bench_worker as worker; worker.main()"
@@ -147,6 +147,10 @@ def bench(
             raise ValueError(f"{key} {value}: expected 1 or more")
     if not names:
         raise ValueError("no model to measure; expected files, run folders or names")
+    if out is not None:
+        expect_folder(out)
+    if json is not None:
+        expect_file(json)
     sides = None if size is None else [size, size] if isinstance(size, int) else [int(side) for side in size]
     machine, processors = describe_machine(threads, device)
     settings = {

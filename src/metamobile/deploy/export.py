@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,7 +32,7 @@ from metamobile.deploy.runtimes import Runtime, TorchRuntime
 from metamobile.deploy.usage import NAME as USE
 from metamobile.deploy.usage import write_usage
 from metamobile.errors import nearest
-from metamobile.files import bytes_of, move, remove
+from metamobile.files import bytes_of, expect_folder, move, remove
 from metamobile.tasks import get_data
 from metamobile.training.recipe import DataSettings
 from metamobile.weights.card import Card
@@ -53,6 +53,7 @@ def export(
     with_preprocessing: bool = False,
     keep: bool = False,
     size: int | Sequence[int] | Literal["any"] | None = None,
+    tell: Callable[[GateResult], None] | None = None,
 ) -> list[GateResult]:
     """Write a file for each runtime in `to` and `precision` into `out` (else beside the weights); compare it
     with PyTorch.
@@ -65,10 +66,13 @@ def export(
     `calibrate`, else on the model's training pictures; what a precision below fp32 costs is measured on
     `verify`, else on the model's own validation pictures. `with_preprocessing` puts that into the graph, or
     in formats that cannot resize, scaling and normalisation alone: see `preprocessing.Scaled`.
-    USE.md beside the files says how to load them. Errors: ValueError for an unknown name, a missing package,
-    a model that cannot be exported (Mask R-CNN), a precision that a format does not have, or a file that its
-    runtime cannot open.
+    USE.md beside the files says how to load them. `tell` gets each result at once.
+
+    Errors: ValueError for an unknown name, a missing package, a model that cannot be exported (Mask R-CNN), a
+    precision that a format does not have, or a file that its runtime cannot open.
     """
+    if out is not None:
+        expect_folder(out)
     names = list(dict.fromkeys([to] if isinstance(to, str) else to))
     precisions = [precision] if isinstance(precision, str) else list(precision)
     for name in names:
@@ -94,6 +98,8 @@ def export(
         any_size.refuse(model, network, names, precisions, with_preprocessing)
     else:
         if size is not None:
+            if min([size] if isinstance(size, int) else size) < any_size.LEAST:
+                raise ValueError(f"size {size}: expected at least {any_size.LEAST} pixels a side")
             card = replace(card, preprocess=card.preprocess.at_size(size))
         card = of_one_shape(card, model)
     pictures, source = pick_pictures(card, verify)
@@ -101,18 +107,27 @@ def export(
     shop = Workshop(
         deploy(network), TorchRuntime(network, card), pictures, source, data_of(card, verify), keep
     )
-    results = []
-    for name in names:
-        for each in sorted(set(precisions) & set(FORMATS[name].precisions), key=PRECISIONS.index):
-            options = Options(each, calibration if each == "int8" else (), free, with_preprocessing)
-            results.append(shop.make(name, options, _target(model, out, name, options)))
-    for folder in dict.fromkeys(result.path.parent for result in results):
-        files = [path for path in sorted(folder.iterdir()) if is_export(path)]
-        if files:
-            write_usage(folder, files)
-        else:
-            remove(folder / USE)
+    results: list[GateResult] = []
+    try:
+        for name in names:
+            for each in sorted(set(precisions) & set(FORMATS[name].precisions), key=PRECISIONS.index):
+                options = Options(each, calibration if each == "int8" else (), free, with_preprocessing)
+                results.append(shop.make(name, options, _target(model, out, name, options)))
+                if tell is not None:
+                    tell(results[-1])
+    finally:  # also of what was made before an end that was not meant
+        for folder in dict.fromkeys(result.path.parent for result in results):
+            describe_folder(folder)
     return results
+
+
+def describe_folder(folder: Path) -> None:
+    """USE.md for all exported files of a folder; none for none."""
+    files = [path for path in sorted(folder.iterdir()) if is_export(path)]
+    if files:
+        write_usage(folder, files)
+    else:
+        remove(folder / USE)
 
 
 def is_export(path: Path) -> bool:

@@ -25,6 +25,8 @@ UNVERIFIED = "metamobile.unverified"  # metadata of a file that failed its gate 
 
 THREADS = "METAMOBILE_THREADS"  # environment: how many threads a runtime may use, else its own choice
 
+UNREADABLE = "it may be truncated, or of another kind; export it anew"
+
 Pixels = NDArray[np.float32]
 Logits = NDArray[np.float32]
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from metamobile.errors import nearest
+from metamobile.files import expect_folder
 from metamobile.models.operators import WindowAttention
 from metamobile.models.variants import VARIANTS
 from metamobile.study.ablate_table import write_results
@@ -127,6 +128,7 @@ def ablate(
     if not dry_run and not base.data.path:
         raise ValueError("no data was given; --data FOLDER names a folder of class folders")
     folder = Path(out or Path("runs") / f"ablate-{grid}")
+    expect_folder(folder)
     check_runs(grid, folder, base)
     classes = count_classes(base)
     ablation = Ablation(

@@ -34,7 +34,7 @@ from metamobile.data.pictures import find_pictures
 from metamobile.data.preprocess import Preprocess, preprocess
 from metamobile.deploy.runtimes import pick_device
 from metamobile.errors import NotFinite, nearest
-from metamobile.files import aside, write_text
+from metamobile.files import aside, expect_folder, write_text
 from metamobile.inference.predict import read_batches
 from metamobile.models.create import plain_network
 from metamobile.models.operators import DepthwiseConv, WindowAttention
@@ -125,6 +125,8 @@ def study_diagonal(
     claim is judged, for roles that do not fit, and for windows that cannot be scaled.
     """
     check_options(models, roles, windows, most)
+    if out is not None:
+        expect_folder(out)
     paths = take_spread(find_pictures([pictures] if isinstance(pictures, str | Path) else pictures), most)
     chosen = pick_device(device)
     rows: list[DiagonalRow] = []

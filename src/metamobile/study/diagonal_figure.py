@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 COLUMNS = 4  # heat maps in a row
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#000000")
+DASHES = ("-", "--", ":", "-.")
 
 
 def title_of(row: DiagonalRow) -> str:
@@ -66,11 +67,11 @@ def draw(result: Diagonal) -> Figure:
 
 
 def line_styles(rows: Sequence[DiagonalRow]) -> list[tuple[str, str]]:
-    """Colour and dashes of each: a colour for each role and for each network without one, so that the runs of
-    a role look alike."""
+    """Colour and dashes of each: a colour for each role and for each network without one; dashes tell those
+    of a colour apart."""
     groups = list(dict.fromkeys(row.role or row.name for row in rows))
-    places = [groups.index(row.role or row.name) for row in rows]
-    return [(COLOURS[at % len(COLOURS)], "-" if at < len(COLOURS) else "--") for at in places]
+    places = [groups.index(row.role or row.name) % len(COLOURS) for row in rows]
+    return [(COLOURS[at], DASHES[places[:i].count(at) % len(DASHES)]) for i, at in enumerate(places)]
 
 
 def width_text(row: DiagonalRow) -> str:

@@ -38,6 +38,8 @@ def find_model(name: str | Path, others: Iterable[str] = ()) -> Path:
         if published is not None:
             return find_pulled(published)
         known = [*SHIPPED, *PUBLISHED, *_beside(path), *others]
+        if path.suffix in SUFFIXES:
+            raise ValueError(f"no model {str(name)!r}: no such file{nearest(str(name), known)}")
         raise ValueError(
             f"no model {str(name)!r}; expected a run folder, a file ({', '.join(SUFFIXES)}), "
             f"shipped weights ({', '.join(SHIPPED)}), published ones ({', '.join(PUBLISHED)}) "

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metamobile.deploy.formats import PLAIN, Options, need_writer
-from metamobile.deploy.runtimes import INPUT, UNVERIFIED, Pixels
+from metamobile.deploy.runtimes import INPUT, UNREADABLE, UNVERIFIED, Pixels
 from metamobile.tasks import get_files
 from metamobile.weights.card import KEY, Card
 
@@ -200,7 +201,7 @@ def read_back(path: str | Path, network: nn.Module, card: Card) -> list[str]:
     model = _load(Path(path))
     program, names = _program(network, card)
     problems = _other_card(model, card) + _other_ends(model, program, names, card)
-    return problems + _other_operators(model, program) + _other_weights(model, program)
+    return problems + _other_operators(model, program) + _other_weights(_held(model, path), program)
 
 
 def _other_card(model: Any, card: Card) -> list[str]:
@@ -239,24 +240,66 @@ def _other_operators(model: Any, program: torch.export.ExportedProgram) -> list[
     ]
 
 
-def _other_weights(model: Any, program: torch.export.ExportedProgram) -> list[str]:
-    """Each parameter that the program uses must be in the file, value by value, in its own or in half
-    precision."""
+def _held(model: Any, path: str | Path) -> list[NDArray[Any]]:
+    """The weights in the file. Errors: ValueError where they cannot be read."""
     from coremltools.optimize.coreml import get_weights_metadata
 
-    held = [entry.val for entry in get_weights_metadata(model, weight_threshold=0).values()]
+    try:
+        return [entry.val for entry in get_weights_metadata(model, weight_threshold=0).values()]
+    except ValueError as error:
+        raise ValueError(f"{path}: coremltools cannot read it, {UNREADABLE} ({error})") from error
+
+
+def _other_weights(held: Sequence[NDArray[Any]], program: torch.export.ExportedProgram) -> list[str]:
+    """Each parameter that the program uses must be in the file, value by value, in its own or in half
+    precision. What the converter folds, a batch norm into the convolution before it, must be there as it
+    comes out, to rounding."""
     single = {value.astype(np.float32).tobytes() for value in held if value.dtype == np.float32}
     half = {value.tobytes() for value in held if value.dtype == np.float16}
     parameters = program.graph_signature.inputs_to_parameters
+    folded = _folded(program)
     problems = []
     for node in program.graph.nodes:
         if node.op != "placeholder" or node.name not in parameters or not node.users:
             continue
-        name = parameters[node.name]
-        values = program.state_dict[name].detach().numpy().astype(np.float32)
-        if values.tobytes() not in single and values.astype(np.float16).tobytes() not in half:
-            problems.append(f"the values of {name} {values.shape} are not in the file")
+        values = folded.get(node.name, _values(program, node))
+        if values is None or values.tobytes() in single or values.astype(np.float16).tobytes() in half:
+            continue
+        if node.name not in folded or not any(_close(one, values) for one in held):
+            problems.append(f"the values of {parameters[node.name]} {values.shape} are not in the file")
     return problems
+
+
+def _folded(program: torch.export.ExportedProgram) -> dict[str, NDArray[np.float32] | None]:
+    """By name of the program's inputs: weights of convolutions before a batch norm, by its scale; the norm's
+    bias with all that is added; None for what is in these."""
+    found: dict[str, NDArray[np.float32] | None] = {}
+    for norm in program.graph.nodes:
+        conv = norm.args[0] if "batch_norm" in str(norm.target) else None
+        if conv is None or "conv2d" not in str(conv.target) or len(conv.users) > 1:
+            continue
+        _, weight, bias, mean, variance = norm.args[:5]
+        eps = [value for value in norm.args[5:] if isinstance(value, float)][-1]  # momentum stands before it
+        scale = _values(program, weight) / np.sqrt(_values(program, variance) + np.float32(eps))
+        before = _values(program, conv.args[2]) if len(conv.args) > 2 and conv.args[2] is not None else 0
+        found[conv.args[1].name] = _values(program, conv.args[1]) * scale[:, None, None, None]
+        found[bias.name] = _values(program, bias) + (before - _values(program, mean)) * scale
+        found |= {one.name: None for one in (weight, conv.args[2] if len(conv.args) > 2 else None) if one}
+    return found
+
+
+def _values(program: torch.export.ExportedProgram, node: Any) -> NDArray[np.float32]:
+    """Of a parameter or buffer."""
+    signature = program.graph_signature
+    name = (signature.inputs_to_parameters | signature.inputs_to_buffers)[node.name]
+    values: NDArray[np.float32] = program.state_dict[name].detach().numpy().astype(np.float32)
+    return values
+
+
+def _close(one: NDArray[Any], other: NDArray[np.float32]) -> bool:
+    """But for rounding, of the precision that is held."""
+    rounding = 1e-5 if one.dtype == np.float32 else 2e-3
+    return one.shape == other.shape and np.allclose(one, other, rounding, rounding * np.abs(other).max())
 
 
 def _load(path: Path, run: bool = False, everywhere: bool = False) -> Any:
@@ -264,11 +307,12 @@ def _load(path: Path, run: bool = False, everywhere: bool = False) -> Any:
         raise ValueError(f"{path}: no such file")
     try:
         import coremltools
+        from google.protobuf.message import DecodeError
     except ModuleNotFoundError as error:
         raise ValueError(f'{path} needs coremltools: pip install "metamobile[coreml]"') from error
     units = coremltools.ComputeUnit.ALL if everywhere else coremltools.ComputeUnit.CPU_ONLY
     try:
         return coremltools.models.MLModel(str(path), skip_model_load=not run, compute_units=units)
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, DecodeError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: coremltools cannot read it, it may be truncated ({reason})") from error
+        raise ValueError(f"{path}: coremltools cannot read it, {UNREADABLE} ({reason})") from error

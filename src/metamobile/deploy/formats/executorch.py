@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from metamobile.deploy.formats import PLAIN, Options, need_writer
-from metamobile.deploy.runtimes import THREADS, UNVERIFIED, Pixels, threads_wanted, to_arrays
+from metamobile.deploy.runtimes import THREADS, UNREADABLE, UNVERIFIED, Pixels, threads_wanted, to_arrays
 from metamobile.tasks import get_files
 from metamobile.weights.card import KEY, Card
 
@@ -217,7 +217,7 @@ def _open_program(path: Path) -> Any:
         return Runtime.get().load_program(path)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: ExecuTorch cannot read it, it may be truncated ({reason})") from error
+        raise ValueError(f"{path}: ExecuTorch cannot read it, {UNREADABLE} ({reason})") from error
 
 
 class _Threads:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metamobile.deploy.formats import PLAIN, Options, need_writer
-from metamobile.deploy.runtimes import INPUT, UNVERIFIED, Pixels, threads_wanted
+from metamobile.deploy.runtimes import INPUT, UNREADABLE, UNVERIFIED, Pixels, threads_wanted
 from metamobile.tasks import get_files
 from metamobile.weights.card import KEY, Card
 
@@ -178,4 +178,4 @@ def _open_runner(path: Path) -> Any:
         return interpreter.get_signature_runner()
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: LiteRT cannot read it, it may be truncated ({reason})") from error
+        raise ValueError(f"{path}: LiteRT cannot read it, {UNREADABLE} ({reason})") from error

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metamobile.deploy.formats import PLAIN, Options, need_writer
-from metamobile.deploy.runtimes import Pixels, threads_wanted
+from metamobile.deploy.runtimes import UNREADABLE, Pixels, threads_wanted
 from metamobile.deploy.suppression import Suppression
 from metamobile.tasks import get_files
 from metamobile.weights.card import Card
@@ -208,7 +208,7 @@ def _open_net(path: Path) -> ncnn.Net:
     net.opt.use_bf16_packed = net.opt.use_bf16_storage = False
     net.opt.num_threads = threads_wanted() or 1
     if net.load_param(str(path / PARAM)) or net.load_model(str(path / BIN)):
-        raise ValueError(f"{path}: ncnn cannot read it, it may be truncated")
+        raise ValueError(f"{path}: ncnn cannot read it, {UNREADABLE}")
     return net
 
 

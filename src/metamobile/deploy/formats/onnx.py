@@ -17,6 +17,7 @@ from metamobile.deploy.runtimes import (
     DETECTIONS,
     INPUT,
     OUTPUT,
+    UNREADABLE,
     UNVERIFIED,
     Pixels,
     by_picture,
@@ -185,4 +186,4 @@ def _open_session(path: Path, device: str) -> onnxruntime.InferenceSession:
         errors.NotImplemented,
     ) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: ONNX Runtime cannot read it, it may be truncated ({reason})") from error
+        raise ValueError(f"{path}: ONNX Runtime cannot read it, {UNREADABLE} ({reason})") from error

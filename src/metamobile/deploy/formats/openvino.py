@@ -24,6 +24,7 @@ from metamobile.deploy.runtimes import (
     DETECTIONS,
     INPUT,
     OUTPUT,
+    UNREADABLE,
     UNVERIFIED,
     Pixels,
     by_picture,
@@ -96,7 +97,7 @@ class OpenVino:
             model = core.read_model(self.path / MODEL)
         except RuntimeError as error:
             raise ValueError(
-                f"{self.path}: OpenVINO cannot read it, it may be truncated ({_reason(error)})"
+                f"{self.path}: OpenVINO cannot read it, {UNREADABLE} ({_reason(error)})"
             ) from error
         if not model.has_rt_info(KEY):
             raise ValueError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metamobile.deploy.formats import PLAIN, Options
-from metamobile.deploy.runtimes import UNVERIFIED, Pixels, to_arrays
+from metamobile.deploy.runtimes import UNREADABLE, UNVERIFIED, Pixels, to_arrays
 from metamobile.tasks import get_files
 from metamobile.weights.card import KEY, Card
 
@@ -48,7 +48,7 @@ class TorchExport:
             program = torch.export.load(self.path, extra_files=extra)
         except (RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"{self.path}: torch cannot read it, it may be truncated ({reason})") from error
+            raise ValueError(f"{self.path}: torch cannot read it, {UNREADABLE} ({reason})") from error
         if not extra[KEY]:
             raise ValueError(
                 f"{self.path}: a program without a metamobile card; expected a file that `metamobile "

@@ -12,7 +12,7 @@ from PIL import Image
 
 from metamobile.data.pictures import find_pictures, read_picture
 from metamobile.errors import PictureError
-from metamobile.files import aside, write_text
+from metamobile.files import aside, expect_folder, write_text
 from metamobile.inference.model import model_name
 from metamobile.study.explain.frame import Floats, Frame, OutOfSight, centre_of, enlarge
 from metamobile.study.explain.methods import METHODS, OCCLUSION, find_method
@@ -57,13 +57,14 @@ class Row:
 
 @dataclass(eq=False)
 class Explained:
-    """One network or file: a row a picture, None where nothing was found; the effective receptive field over
-    all pictures, or None; why there is no attention or no field."""
+    """One network, or exported file: a row a picture, None where nothing was found; the effective receptive
+    field over all pictures, or None; why there is no attention or no field."""
 
     name: str
     task: str
     size: tuple[int, int]
     rows: list[Row | None]
+    is_file: bool = False
     no_attention: str = ""
     field: ReceptiveField | None = None
     no_field: str = "no receptive field"
@@ -139,6 +140,8 @@ def explain(
     stage, layer or head that is not there, a point that is seen in no picture, or where nothing is left to
     show, and without grad-cam.
     """
+    if out is not None:
+        expect_folder(out)
     if stage is not None and layer is not None:
         raise ValueError(f"stage {stage} and layer {layer} are both given; expected one of them")
     given = list(models) if isinstance(models, Sequence) and not isinstance(models, str) else [models]
@@ -155,6 +158,8 @@ def explain(
         notes.append("eigencam looks at no class: the class given has no effect on the map")
     if options.method == OCCLUSION and not (stage is layer is None):
         notes.append("occlusion looks at no layer: the one given has no effect on the map")
+    if others and not (point is head is None):
+        notes.append("a comparison draws no attention: that of the point or head is in the table alone")
     steps = (len(given) + len(others)) * len(read)
     for index, model in enumerate([*given, *others]):
         subject = open_or_note(model, index, size, device, notes, may_lack=index >= len(given))
@@ -238,7 +243,7 @@ def explain_model(
 ) -> Explained:
     """All pictures of one network."""
     inputs = [subject.see(picture) for _, picture in pictures]
-    result = Explained(subject.name, subject.task, subject.record.size, [])
+    result = Explained(subject.name, subject.task, subject.record.size, [], subject.network is None)
     result.no_attention = attention_reason(subject)
     for done, ((path, picture), x) in enumerate(zip(pictures, inputs, strict=True), 1):
         frame = subject.frame(picture, (x.shape[-2], x.shape[-1]))

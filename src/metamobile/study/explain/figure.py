@@ -45,13 +45,14 @@ def draw(result: Explanation, pictures: Sequence[Image.Image]) -> Figure:
 def draw_details(result: Explanation, pictures: Sequence[NDArray[Any]]) -> Figure:
     """For each network a row a picture, and its receptive field once."""
     cuts = max([1, *(len(last_maps(row)) for one in result.models for row in one.rows if row)])
-    columns, forms = 3 + cuts, [form(picture) for picture in pictures]
+    inside = not all(model.is_file for model in result.models)  # attention and receptive fields are shown
+    columns, forms = 3 + cuts if inside else 2, [form(picture) for picture in pictures]
     heights = [[max(forms[0], field_form(model)), *forms[1:]] for model in result.models]
     figure, grid = make_grid([height for lines in heights for height in lines], columns)
     for index, model in enumerate(result.models):
         first = index * len(pictures)
         for line, (row, picture) in enumerate(zip(model.rows, pictures, strict=True), first):
-            panels = [figure.add_subplot(grid[line, column]) for column in range(columns - 1)]
+            panels = [figure.add_subplot(grid[line, column]) for column in range(2 + cuts if inside else 2)]
             name = cut(Path(result.pictures[line - first]).name, LONGEST)
             if row is None:
                 show_nothing(panels[0], picture, name)
@@ -59,14 +60,17 @@ def draw_details(result: Explanation, pictures: Sequence[NDArray[Any]]) -> Figur
                     panel.axis("off")
                 continue
             show_picture(panels[0], picture, row, f"{name}\n{in_words(row)}")
-            panels[0].set_ylabel(cut(called(model), 22), fontsize=10)
+            panels[0].set_ylabel(cut(called(model), LONGEST - 4), fontsize=9)
             show_map(panels[1], picture, row, f"{result.method_name}, {layer_in_words(row)}")
             show_attention(panels[2:], picture, row, model.no_attention)
-        show_field(figure.add_subplot(grid[first, columns - 1]), model)
+        if inside:
+            show_field(figure.add_subplot(grid[first, columns - 1]), model)
     add_bar(
         figure,
         "maps from their lowest to their highest value; attention (mean of heads, unless told) from 0 to "
-        "its highest;\nreceptive field as the square root of the gradient, from 0",
+        "its highest;\nreceptive field as the square root of the gradient, from 0"
+        if inside
+        else "how far the answer falls where a patch is hidden,\nfrom not at all to the most",
     )
     return figure
 
@@ -93,7 +97,7 @@ def draw_comparison(result: Explanation, pictures: Sequence[NDArray[Any]]) -> Fi
         figure,
         f"{result.method_name}: each map from its lowest to its highest value;\n"
         "receptive field as the square root of the gradient, from 0"
-        + (f"\nleft out, as there are no weights: {', '.join(result.left_out)}" if result.left_out else ""),
+        + (f"\nleft out: {', '.join(result.left_out)}" if result.left_out else ""),
     )
     return figure
 
