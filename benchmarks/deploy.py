@@ -9,7 +9,7 @@ of the data's classes are kept, so that it chooses among the same ten. `measure`
 packages are (`make test-exports` makes such environments, .venv-exports/FORMAT) and writes MODEL.FORMAT.json;
 files go through the export's own gate, on 64 pictures of the validation split, int8 is calibrated on 256 of
 the training split, and times are those of `metamobile bench`, one thread, against the network in PyTorch in
-the same run. `table` writes README.md from all of them.
+the same run. `table` writes README.md from all of them, and prints a line for each file of all networks.
 """
 
 from __future__ import annotations
@@ -128,6 +128,24 @@ def table(out: Path) -> None:
         )
         parts.append("\n".join(line for one in of_model for line in lines(one)) + "\n")
     write_text(out / "README.md", HEAD + "\n" + "\n".join(parts))
+    print("\n".join(short(found, names)))
+
+
+def short(found: list[dict[str, Any]], names: list[str]) -> list[str]:
+    """All networks side by side: top-1 %, agreement %, MB, time."""
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for one in sorted(found, key=lambda one: ORDER.index(one["format"])):
+        for line in lines(one):
+            runtime, precision, gate, top1, agrees, _, size, _, time, _ = line.strip("| ").split(" | ")
+            figures = [top1, agrees, size, time.split(" ")[0]]
+            text = " / ".join(figure.removesuffix(" %").removesuffix(" MB") for figure in figures)
+            if gate != "passed":
+                text = f"{gate}; {figures[2]}"
+            cells.setdefault((runtime, precision), {})[one["model"]] = text
+    return [
+        f"| {runtime} | {precision} | {' | '.join(row.get(name, '-') for name in names)} |"
+        for (runtime, precision), row in cells.items()
+    ]
 
 
 def describe(of_model: list[dict[str, Any]]) -> str:
