@@ -199,7 +199,7 @@ def under(axes: Axes, picture: NDArray[Any], frame: Frame, grey: bool) -> None:
     axes.imshow(shown, extent=(0, width, height, 0), interpolation="antialiased")
     if frame.is_whole:
         return
-    x1, y1, x2, y2 = frame.box
+    x1, y1, x2, y2 = frame.seen or frame.box
     for x, y, across, down in (
         (0, 0, x1, height),
         (x2, 0, width - x2, height),

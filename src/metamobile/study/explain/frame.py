@@ -25,15 +25,17 @@ class OutOfSight(ValueError):
 @dataclass(frozen=True)
 class Frame:
     """Where the network's input lies: `size` (width, height) of the picture, `shape` (h, w) of the input, and
-    `box` (x1, y1, x2, y2), the part of the picture that the input shows."""
+    `box` (x1, y1, x2, y2), the part of the picture that the input shows. `seen` is the part looked at,
+    where a file takes the whole picture and crops it by itself."""
 
     size: tuple[int, int]
     shape: tuple[int, int]
     box: tuple[float, float, float, float]
+    seen: tuple[float, float, float, float] | None = None
 
     @property
     def is_whole(self) -> bool:
-        return self.box == (0, 0, *self.size)
+        return (self.seen or self.box) == (0, 0, *self.size)
 
     def to_input(self, x: float, y: float) -> tuple[float, float]:
         """(x, y) of the picture -> (x, y) of the input. Errors: OutOfSight outside of the box."""

@@ -53,7 +53,8 @@ class Subject:
     def frame(self, picture: Image.Image, shape: tuple[int, int]) -> Frame:
         """Where that input, of the height and width `shape`, lies on the picture."""
         if self.runtime is not None and takes_pictures(self.runtime):
-            return Frame(picture.size, shape, (0, 0, *picture.size))
+            seen = make_frame(picture, self.record, self.record.size).box
+            return Frame(picture.size, shape, (0, 0, *picture.size), seen)
         return make_frame(picture, self.record, shape)
 
     def tensor(self, pixels: NDArray[Any]) -> Tensor:
