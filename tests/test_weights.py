@@ -176,9 +176,7 @@ def test_versions() -> None:
 
 def test_find_model(tmp_path: Path, weights: Path) -> None:
     assert find_model(tmp_path) == find_model(weights) == weights
-    with pytest.raises(
-        ValueError, match=r"no model .*no such file; did you mean .*model.safetensors"
-    ):
+    with pytest.raises(ValueError, match=r"no model .*no such file; did you mean .*model.safetensors"):
         find_model(tmp_path / "modle.safetensors")
     with pytest.raises(ValueError, match="did you mean 'emo_1m.imagenette'"):
         find_model("emo_1m.imagenete")
