@@ -59,6 +59,7 @@ evidence: $(INSTALLED)  ## the slow proofs, then the commands that remake result
 	@grep -hE '^# *[Cc]ommand:' recipes/*.yaml || true
 	@echo "The others:"
 	@grep -hE '^    python benchmarks/(deploy|distillation|layer_scale|two_hundred_steps)' benchmarks/*.py
+	@echo "    metamobile study diagonal runs/ablate-components/{dw-conv,attention,both}-seed{0,1,2} --data imagenette2-160/val --out results/diagonal"
 	@echo "    metamobile study complexity --out results/complexity"
 	@echo "    metamobile study criteria --out results/criteria"
 	@echo "    metamobile study heads --out results/heads"

@@ -171,7 +171,7 @@ def lines(one: dict[str, Any]) -> list[str]:
         share = row["bytes"] / plain["bytes"] if plain else 1
         ratio, base = ratios.get(row["path"]), ratios.get(plain["path"]) if plain else None
         cells = [row["runtime"], row["precision"], "passed" if row["passed"] else "FAILED"]
-        if not row["executed"]:
+        if row["passed"] and not row["executed"]:
             cells[2] = "converted, not executed"
         run = row["executed"]
         cells += [

@@ -279,6 +279,8 @@ def _folded(program: torch.export.ExportedProgram) -> dict[str, NDArray[np.float
         if conv is None or "conv2d" not in str(conv.target) or len(conv.users) > 1:
             continue
         _, weight, bias, mean, variance = norm.args[:5]
+        if weight is None or bias is None:
+            continue
         eps = [value for value in norm.args[5:] if isinstance(value, float)][-1]  # momentum stands before it
         scale = _values(program, weight) / np.sqrt(_values(program, variance) + np.float32(eps))
         before = _values(program, conv.args[2]) if len(conv.args) > 2 and conv.args[2] is not None else 0
